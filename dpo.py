@@ -1,0 +1,236 @@
+"""dpo.py: everything that moves weights; the only backward() of the program.
+
+In: a model, and examples or preference pairs as token ids.  Out: the same model, changed in place, and a log of figures.
+Against the DPO of large libraries this file leaves out, on purpose:
+1. the second network: the reference is M_t itself, so two log-probs a pair, taken before step 1, stand for it;
+2. the KL term, the reward model, the value function: DPO has none of them (Rafailov et al. 2023, eq. 7);
+3. loss zoos and trainers: `fit` is one loop, and a step is a list of (loss function, rows) it adds up.
+
+Shapes: B rows, T tokens, D hidden, V vocabulary, M response tokens of all rows together.
+"""
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from tqdm import tqdm
+
+from data import Example, collate
+from model import GPT, UserError
+
+LOGITS_AT_ONCE = 1 << 27                        # elements of one chunk of logits; 0.5 GB in fp32
+PreferencePair = tuple[Example, Example]        # (chosen, rejected), the same prompt twice
+LossFn = Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]]        # rows -> sum of losses, sums of figures
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one training stage steps. Defaults are plain; train.py's settings fill them."""
+
+    epochs: int = 1
+    batch_size: int = 16        # examples or pairs a step
+    lr: float = 1e-6
+    lr_end: float = 1e-7        # linear decay from lr to this
+    warmup: float = 0.1         # share of the steps that rise from 0 to lr
+    clip: float = 1.0           # largest gradient norm
+    dropout: float = 0.0
+    tokens: int = 2048          # tokens of one forward and backward pass; a step adds up as many as it needs
+    dtype: torch.dtype = torch.float32      # of the arithmetic; weights and sums stay fp32
+    muon: bool = False          # Muon for the matrices, at 5 x lr (pre-training M_0 only)
+    seed: int = 0
+
+
+# ---- log-probabilities ----
+
+def _picked(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
+    logits = model.logits(hidden).float()                                           # (M,D) -> (M,V)
+    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+
+
+def token_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p(token | all before it) of the masked tokens: ids, mask (B,T) -> (B,T-1), 0 where the target is not masked.
+
+    The one place of the shift: the hidden state at i predicts token i + 1. Only response positions meet the head,
+    in chunks that the backward pass computes again, so no tensor of B*T*V elements exists.
+    """
+    hidden, targets, wanted = model(ids)[:, :-1], ids[:, 1:], mask[:, 1:]
+    hidden, targets = hidden[wanted], targets[wanted]                               # (M,D), (M,)
+    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
+    if len(hidden) <= rows:
+        picked = _picked(model, hidden, targets)
+    else:
+        picked = torch.cat([checkpoint(_picked, model, h, y, use_reentrant=False)
+                            for h, y in zip(hidden.split(rows), targets.split(rows))])
+    return torch.zeros(wanted.shape, device=ids.device).masked_scatter(wanted, picked)
+
+
+def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
+    """log p(response | prompt): the sum, not the mean, over response tokens, EOS included. (B,T) -> (B,)"""
+    return token_logps(model, ids, mask).sum(-1)
+
+
+def sft_loss(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the negative log-probs of the response tokens; whoever calls divides by how many there are."""
+    return -sequence_logps(model, ids, mask).sum()
+
+
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> Tensor:
+    """-log sigmoid(beta * ((log pi_w - log ref_w) - (log pi_l - log ref_l))), all (B,). Rafailov et al. 2023, eq. 7."""
+    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+
+
+# ---- batches ----
+
+def length(example: Example) -> int:
+    return len(example.prompt) + len(example.response)
+
+
+def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens."""
+    batches: list[list[int]] = []
+    for row in sorted(rows, key=lambda r: lengths[r]):
+        if batches and lengths[row] * (len(batches[-1]) + 1) <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def plan(count: int, recipe: Recipe) -> list[list[int]]:
+    """Each epoch's rows, shuffled and cut into steps of nearly equal size, so that no step is a small remainder."""
+    rng, steps = random.Random(f"order {recipe.seed}"), []
+    for _ in range(recipe.epochs):
+        order = rng.sample(range(count), count)
+        n = math.ceil(count / recipe.batch_size)
+        steps += [order[count * i // n:count * (i + 1) // n] for i in range(n)]
+    return steps
+
+
+# ---- the loop ----
+
+def precision(model: GPT, dtype: torch.dtype) -> torch.autocast:
+    """Arithmetic in `dtype` over fp32 weights: at lr 1e-6 a bf16 weight would not move."""
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def optimizers(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices = [p for n, p in model.layers.named_parameters() if p.ndim == 2] if recipe.muon else []
+    ids = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in ids]
+    found = [torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
+    return found + ([torch.optim.Muon(matrices, lr=5 * recipe.lr, weight_decay=0.0)] if matrices else [])
+
+
+def rate(step: int, steps: int, recipe: Recipe) -> float:
+    """The learning rate as a share of its peak: a linear rise, then a linear fall to lr_end."""
+    rise = max(1, round(recipe.warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    end = recipe.lr_end / recipe.lr
+    return 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
+
+
+def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], recipe: Recipe, *, name: str) -> list[dict]:
+    """Trains `model` in place; returns one dict of figures a step.
+
+    A step is a list of (loss function, rows, weight); the loss is the weighted sum over the list, so a step may be
+    cut into as many passes as memory asks for without changing its gradient. Raises UserError on a non-finite loss.
+    """
+    torch.manual_seed(recipe.seed)                                  # dropout
+    model.train()
+    model.dropout = recipe.dropout
+    opts, log = optimizers(model, recipe), []
+    peaks = [g["lr"] for o in opts for g in o.param_groups]
+    bar = tqdm(steps, desc=name, unit="step", leave=False, disable=None)
+    for number, step in enumerate(bar):
+        share = rate(number, len(steps), recipe)
+        for group, peak in zip((g for o in opts for g in o.param_groups), peaks):
+            group["lr"] = peak * share
+        figures: dict[str, float] = defaultdict(float)
+        for loss_fn, rows, weight in step:
+            with precision(model, recipe.dtype):
+                loss, sums = loss_fn(rows)
+            if not math.isfinite(loss.item()):
+                raise UserError(f"{name}: the loss became {loss.item()} at step {number} of {len(steps)}, rows {rows[:8]}; "
+                                f"the last saved model is untouched. Lower the learning rate or look at these rows.")
+            (loss * weight).backward()
+            figures["loss"] += loss.item() * weight
+            for key, value in sums.items():
+                figures[key] += float(value) * weight
+        figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
+        for opt in opts:
+            opt.step()
+            opt.zero_grad()
+        log.append({"step": number, **figures, "lr": recipe.lr * share})
+        bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+    model.eval()
+    model.dropout = 0.0
+    return log
+
+
+# ---- the two stages ----
+
+def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe, *, weight: float = 1.0):
+    """The passes of one supervised step over `rows`; together they weigh one mean over response tokens."""
+    def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        return sft_loss(model, *collate([examples[r] for r in batch], model.device)), {}
+    lengths = {r: length(examples[r]) for r in rows}
+    total = sum(len(examples[r].response) for r in rows)
+    return [(loss_fn, batch, weight / total) for batch in micro_batches(rows, lengths, recipe.tokens)]
+
+
+def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft") -> list[dict]:
+    """Supervised fine-tuning on the response tokens of `examples`. Changes `model`; returns the log."""
+    return fit(model, [_sft_parts(model, examples, rows, recipe) for rows in plan(len(examples), recipe)], recipe, name=name)
+
+
+def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
+    """log p of the chosen and of the rejected responses, (B,) each, from one forward pass over both."""
+    ids, mask = collate([w for w, _ in pairs] + [l for _, l in pairs], model.device)
+    return sequence_logps(model, ids, mask).chunk(2)
+
+
+@torch.no_grad()
+def reference_logps(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe) -> Tensor:
+    """log p of every pair under the weights training starts from, in eval mode: (pairs, 2). This is the whole reference."""
+    assert not model.training
+    reference = torch.zeros(len(pairs), 2, device=model.device)
+    for batch in micro_batches(range(len(pairs)), pair_lengths(pairs), recipe.tokens):
+        with precision(model, recipe.dtype):
+            reference[batch] = torch.stack(pair_logps(model, [pairs[r] for r in batch]), dim=1)
+    return reference
+
+
+def pair_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
+    return [2 * max(length(w), length(l)) for w, l in pairs]
+
+
+def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: float, replay: Sequence[Example] = (),
+        replay_size: int = 0, name: str = "dpo") -> list[dict]:
+    """M_t -> M_{t+1}, in place, with the frozen M_t as reference; returns the log.
+
+    `replay_size` seed judge examples join every step as an SFT term: without them the judge is forgotten.
+    """
+    reference = reference_logps(model, pairs, recipe)
+    lengths = pair_lengths(pairs)
+
+    def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = pair_logps(model, [pairs[r] for r in batch])
+        ref_chosen, ref_rejected = reference[batch].unbind(1)
+        margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)).detach()
+        return dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta).sum(), {
+            "dpo_loss": -F.logsigmoid(margin).sum(), "margin": margin.sum(), "accuracy": (margin > 0).sum(),
+            "chosen_change": (chosen - ref_chosen).detach().sum(), "rejected_change": (rejected - ref_rejected).detach().sum()}
+
+    rng, steps = random.Random(f"replay {recipe.seed}"), []
+    for rows in plan(len(pairs), recipe):
+        step = [(loss_fn, batch, 1 / len(rows)) for batch in micro_batches(rows, lengths, recipe.tokens)]
+        if replay and replay_size:
+            step += _sft_parts(model, replay, rng.sample(range(len(replay)), min(replay_size, len(replay))), recipe)
+        steps.append(step)
+    return fit(model, steps, recipe, name=name)
