@@ -7,8 +7,10 @@ Left out on purpose: other tokenizer libraries (tokenizer.json only) and streami
 
 Shapes: B rows, T tokens (right-padded).
 """
+import argparse
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,12 +24,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from model import UserError
-
 PLAIN_TEMPLATE = ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
                   "{% if add_generation_prompt %}assistant:{% endif %}")
-TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-           "chat_template.jinja", "rubric.txt", "LICENSE")
+
+
+class UserError(Exception):
+    """Something the user can mend: one sentence that says what is wrong and what to do. The CLIs exit with code 2."""
 
 
 class Example(NamedTuple):
@@ -64,17 +66,18 @@ class Chat:
 
     def __init__(self, folder: str | Path):
         folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"model directory {folder} does not exist; --model takes a Hugging Face directory.")
         if not (folder / "tokenizer.json").exists():
             raise UserError(f"{folder} has no tokenizer.json; only that tokenizer format is supported.")
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as e:                  # the tokenizers library raises bare Exception
             raise UserError(f"{folder / 'tokenizer.json'} is not a readable tokenizer ({e}).") from None
-        settings, generation, config = (read_json(folder / n) for n in
-                                        ("tokenizer_config.json", "generation_config.json", "config.json"))
-        template = settings.get("chat_template")
-        if (folder / "chat_template.jinja").exists():
-            template = (folder / "chat_template.jinja").read_text()
+        settings = read_json(folder / "tokenizer_config.json")
+        template, own = settings.get("chat_template"), folder / "chat_template.jinja"
+        if own.exists():
+            template = own.read_text(encoding="utf-8")
         if isinstance(template, list):          # some checkpoints name several
             template = next((t["template"] for t in template if t["name"] == "default"), None)
         self.has_template = template is not None
@@ -86,13 +89,13 @@ class Chat:
             self.template = env.from_string(template or PLAIN_TEMPLATE, globals=special)
         except TemplateError as e:
             raise UserError(f"the chat template of {folder} cannot be read ({e}).") from None
-        self.eos_ids, self.eos = self._ends(special, generation, config, folder)
+        self.eos_ids, self.eos = self._ends(special.get("eos_token", ""), folder)
 
-    def _ends(self, special: dict, generation: dict, config: dict, folder: Path) -> tuple[list[int], int]:
-        """Every id that ends an answer, and the one that training writes: the tokenizer's own EOS first."""
-        listed = generation.get("eos_token_id", config.get("eos_token_id"))
+    def _ends(self, token: str, folder: Path) -> tuple[list[int], int]:
+        """Every id that ends an answer, and the one that training writes: the tokenizer's own EOS where it has one."""
+        listed = (read_json(folder / "config.json") | read_json(folder / "generation_config.json")).get("eos_token_id")
         ends = [] if listed is None else listed if isinstance(listed, list) else [listed]
-        own = self.tokenizer.token_to_id(special.get("eos_token", ""))
+        own = self.tokenizer.token_to_id(token)
         if own is None and not ends:
             raise UserError(f"{folder} names no EOS token (tokenizer_config.json or generation_config.json).")
         own = ends[0] if own is None else own
@@ -137,8 +140,8 @@ def read_json(path: Path) -> dict:
     if not path.exists():
         return {}
     try:
-        return json.loads(path.read_text())
-    except ValueError as e:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
         raise UserError(f"{path} is not valid JSON ({e}).") from None
 
 
@@ -184,6 +187,11 @@ def write_jsonl(path: Path, rows: Iterable[dict]) -> None:
     write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def read_own(path: Path) -> list[dict]:
+    """The rows of a file of this run; none where it is not there yet."""
+    return read_jsonl(path) if path.exists() and path.stat().st_size else []
+
+
 def read_texts(path: str | Path, *keys: str) -> list[dict]:
     """Like read_jsonl, for rows whose `keys` must all hold text."""
     def wrong(row: dict) -> str | None:
@@ -203,11 +211,13 @@ def read_ranked(path: str | Path) -> list[dict]:
     return read_jsonl(path, "prompt", "responses", "ranks", wrong=wrong)
 
 
-def read_prompts(path: str | Path) -> list[str]:
-    """Prompts to answer, one a line: plain text, or JSON objects with a "prompt"."""
-    if read_lines(path)[0][1].startswith("{"):
-        return [row["prompt"] for row in read_texts(path, "prompt")]
-    return [line for _, line in read_lines(path)]
+def read_prompts(path: str | Path, count: int, *, trip: int) -> list[str]:
+    """The `count` prompts of one trip, one a line: plain text, or JSON objects with a "prompt". Raises UserError."""
+    lines = [line for _, line in read_lines(path)]
+    prompts = [row["prompt"] for row in read_texts(path, "prompt")] if lines[0].startswith("{") else lines
+    if len(prompts) < count * trip:
+        raise UserError(f"{path} has {len(prompts)} prompts, but {count * trip} are needed by iteration {trip}; lower --n-prompts.")
+    return prompts[count * (trip - 1):count * trip]
 
 
 def eft_from_ranked(groups: Sequence[dict]) -> list[dict]:
@@ -231,6 +241,30 @@ def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None
     if len(kept) < len(examples):
         say(f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {limit} tokens and were left out")
     return kept
+
+
+def asking(description: str, **texts: str) -> argparse.ArgumentParser:
+    """The arguments that the command lines of sample.py and judge.py share; `texts` are further texts, with their help."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="a Hugging Face directory, for example runs/toy/M4")
+    for name, text in texts.items():
+        parser.add_argument("--" + name, help=text)
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy [%(default)s]")
+    parser.add_argument("--top-p", type=float, default=0.9, help="nucleus [%(default)s]")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="limit of one text [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text [%(default)s]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a command line; a user's mistake ends in one sentence and exit code 2."""
+    try:
+        main()
+    except UserError as error:
+        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+    except KeyboardInterrupt:
+        sys.exit(print("\nstopped", file=sys.stderr) or 130)
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data import Example, collate
-from model import GPT, UserError
+from data import Example, UserError, collate
+from model import GPT
 
 LOGITS_AT_ONCE = 1 << 27                        # elements of one chunk of logits; 0.5 GB in fp32
 PreferencePair = tuple[Example, Example]        # (chosen, rejected), the same prompt twice
@@ -46,7 +46,6 @@ class Recipe:
 
 
 # ---- log-probabilities ----
-
 def _picked(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
     logits = model.logits(hidden).float()                                           # (M,D) -> (M,V)
     return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
@@ -85,14 +84,13 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 
 
 # ---- batches ----
-
 def length(example: Example) -> int:
     return len(example.prompt) + len(example.response)
 
 
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens."""
-    batches: list[list[int]] = []
+    batches = []
     for row in sorted(rows, key=lambda r: lengths[r]):
         if batches and lengths[row] * (len(batches[-1]) + 1) <= budget:
             batches[-1].append(row)
@@ -103,16 +101,14 @@ def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> l
 
 def plan(count: int, recipe: Recipe) -> list[list[int]]:
     """Each epoch's rows, shuffled and cut into steps of nearly equal size, so that no step is a small remainder."""
-    rng, steps = random.Random(f"order {recipe.seed}"), []
+    rng, steps, n = random.Random(f"order {recipe.seed}"), [], math.ceil(count / recipe.batch_size)
     for _ in range(recipe.epochs):
         order = rng.sample(range(count), count)
-        n = math.ceil(count / recipe.batch_size)
         steps += [order[count * i // n:count * (i + 1) // n] for i in range(n)]
     return steps
 
 
 # ---- the loop ----
-
 def precision(model: GPT, dtype: torch.dtype) -> torch.autocast:
     """Arithmetic in `dtype` over fp32 weights: at lr 1e-6 a bf16 weight would not move."""
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
@@ -128,18 +124,21 @@ def optimizers(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
 
 def rate(step: int, steps: int, recipe: Recipe) -> float:
     """The learning rate as a share of its peak: a linear rise, then a linear fall to lr_end."""
-    rise = max(1, round(recipe.warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    end = recipe.lr_end / recipe.lr
-    return 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
+    rise, end = max(1, round(recipe.warmup * steps)), recipe.lr_end / recipe.lr
+    return (step + 1) / rise if step < rise else 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
+
+
+def check(value: float, what: str, name: str, step: int, rows: list[int]) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"{name}: the {what} became {value} at step {step}, rows {rows[:8]}; the last saved model is untouched. "
+                        f"Lower the learning rate or look at these rows.")
 
 
 def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], recipe: Recipe, *, name: str) -> list[dict]:
     """Trains `model` in place; returns one dict of figures a step.
 
     A step is a list of (loss function, rows, weight); the loss is the weighted sum over the list, so a step may be
-    cut into as many passes as memory asks for without changing its gradient. Raises UserError on a non-finite loss.
+    cut into as many passes as memory asks for without changing its gradient. Raises UserError on a non-finite loss or gradient.
     """
     torch.manual_seed(recipe.seed)                                  # dropout
     model.train()
@@ -155,14 +154,13 @@ def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], 
         for loss_fn, rows, weight in step:
             with precision(model, recipe.dtype):
                 loss, sums = loss_fn(rows)
-            if not math.isfinite(loss.item()):
-                raise UserError(f"{name}: the loss became {loss.item()} at step {number} of {len(steps)}, rows {rows[:8]}; "
-                                f"the last saved model is untouched. Lower the learning rate or look at these rows.")
+            check(loss.item(), "loss", name, number, rows)
             (loss * weight).backward()
             figures["loss"] += loss.item() * weight
             for key, value in sums.items():
                 figures[key] += float(value) * weight
         figures["grad_norm"] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
+        check(figures["grad_norm"], "gradient", name, number, [row for _, rows, _ in step for row in rows])
         for opt in opts:
             opt.step()
             opt.zero_grad()
@@ -174,14 +172,13 @@ def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], 
 
 
 # ---- the two stages ----
-
-def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe, *, weight: float = 1.0):
+def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe):
     """The passes of one supervised step over `rows`; together they weigh one mean over response tokens."""
     def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         return sft_loss(model, *collate([examples[r] for r in batch], model.device)), {}
     lengths = {r: length(examples[r]) for r in rows}
     total = sum(len(examples[r].response) for r in rows)
-    return [(loss_fn, batch, weight / total) for batch in micro_batches(rows, lengths, recipe.tokens)]
+    return [(loss_fn, batch, 1 / total) for batch in micro_batches(rows, lengths, recipe.tokens)]
 
 
 def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft") -> list[dict]:

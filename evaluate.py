@@ -6,7 +6,7 @@ Missing is None: a real run has no oracle, so it has no true score.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from data import Candidate, Chat
+from data import Candidate, Chat, Pair
 from judge import attach, mean, pairwise_accuracy, rank_answers, score
 from model import GPT
 from sample import Sampling, respond
@@ -36,14 +36,14 @@ def true_score(exam: Exam, candidate: Candidate) -> int | None:
     return exam.truth(candidate.prompt, candidate.response) if candidate.finished else 0
 
 
-def versus(now: Sequence[int | None], before: Sequence[int | None] | None) -> dict:
+def versus(now: Sequence[int | None], before: Sequence[int | None]) -> dict:
     """Share of held-out prompts whose answer is truly better, or worse, than the previous model's; the rest tie."""
-    both = [(a, b) for a, b in zip(now, before or []) if None not in (a, b)]
+    both = [(a, b) for a, b in zip(now, before) if None not in (a, b)]
     return {"win_rate": mean([float(a > b) for a, b in both]), "lose_rate": mean([float(a < b) for a, b in both])}
 
 
 def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sampling, *, k: int, rubric: str, key: str,
-            before: Sequence[int | None] | None) -> tuple[dict, list[dict]]:
+            before: Sequence[int | None]) -> tuple[dict, list[dict]]:
     """Figures of one model on the exam, and its answers as rows; `before` holds the previous model's true scores."""
     answers = respond(model, chat, exam.prompts, answering, key=f"{key} answers", n=1, label="exam answers")
     verdicts = score(model, chat, answers, judging, k=k, rubric=rubric, key=f"{key} verdicts", label="exam verdicts")
@@ -74,3 +74,14 @@ def table(rows: Sequence[dict]) -> str:
 def line(figures: dict) -> str:
     """The figures of one model in one line, without those that are missing."""
     return ", ".join(f"{name} {shape(figures[key])}" for key, name, shape in COLUMNS if figures.get(key) is not None)
+
+
+def worked_example(exam: Exam, scored: Sequence[Candidate], pair: Pair) -> str:
+    """One prompt with its N answers, their scores, and which won and lost."""
+    lines = [f"     example   | {pair.chosen.prompt}"]
+    for y in (y for y in scored if y.id == pair.chosen.id):
+        mark = "chosen" if y is pair.chosen else "rejected" if y is pair.rejected else ""
+        truth = true_score(exam, y)
+        lines.append(f"     {mark:<9} | score {'none' if y.reward is None else f'{y.reward:.2f}'}"
+                     f"{'' if truth is None else f' (true {truth})'}  {' '.join(y.response.split())[:100]}")
+    return "\n".join(lines)

@@ -11,15 +11,14 @@ Left out on purpose: pairwise comparison prompts, retries (an unreadable verdict
 import argparse
 import json
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, groupby
 from pathlib import Path
 
-from data import Candidate, Chat, Example, Pair, read_ranked
-from model import GPT, UserError, load, pick_device, pick_dtype
+from data import Candidate, Chat, Example, Pair, UserError, asking, command, read_ranked
+from model import GPT, load, pick_device, pick_dtype
 from sample import Sampling, generate
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
@@ -37,8 +36,8 @@ Answer:
 {response}
 
 Review:"""
-SCORE = re.compile(r"score\s*[:=]", re.IGNORECASE)
-NUMBER = re.compile(r"[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*/\s*5(?![\d.]))?(?!\s*[/%-]\s*\d|\d|[.,]\d|\s*%)")
+SCORE = re.compile(r"score[\s*_]*[:=]", re.IGNORECASE)
+NUMBER = re.compile(r"[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5(?!\d|\.\d))?(?!\s*(?:[/–-]|out of|to)\s*\d|\d|[.,]\d|\s*%)")
 
 
 def read_rubric(path: str | Path | None) -> str:
@@ -81,11 +80,12 @@ def parse_score(verdict: str) -> float | None:
 
 def score_line_done(text: str) -> bool:
     """The stop rule of a verdict: its last complete line is a score line."""
-    lines = text.splitlines() if text.endswith("\n") else text.splitlines()[:-1]
+    lines = [line for line in text.split("\n")[:-1] if line.strip()]
     return bool(lines) and parse_score(lines[-1]) is not None
 
 
 def mean(votes: Sequence[float | None]) -> float | None:
+    """The mean of those that are there; None where none is."""
     readable = [v for v in votes if v is not None]
     return sum(readable) / len(readable) if readable else None
 
@@ -154,7 +154,6 @@ def pairwise_accuracy(rewards: Sequence[Sequence[float | None]], ranks: Sequence
 
 
 # ---- command line ----
-
 def judge_one(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
     verdicts = score(model, chat, [answer], sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}")
@@ -179,34 +178,21 @@ def show(report: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Let a model judge one answer, or a file of ranked answers.", allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="a Hugging Face directory")
-    parser.add_argument("--prompt", help="with --response: what was asked")
-    parser.add_argument("--response", help="with --prompt: the answer to judge")
-    parser.add_argument("--file", help='JSONL of {"prompt", "responses", "ranks"}: prints pairwise accuracy')
-    parser.add_argument("--rubric", help="a rubric file; default: DIR/rubric.txt of the model, else the built-in one")
-    parser.add_argument("--k", type=int, default=3, help="verdicts an answer (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.7)
-    parser.add_argument("--top-p", type=float, default=0.9)
-    parser.add_argument("--max-new-tokens", type=int, default=192, help="limit of one verdict (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="auto")
+    parser = asking("Let a model judge one answer, or a file of ranked answers.", prompt="with --response: what was asked",
+                    response="with --prompt: the answer to judge",
+                    file='JSONL of {"prompt", "responses", "ranks"}: prints pairwise accuracy',
+                    rubric="a rubric file [DIR/rubric.txt of the model, else the built-in one]")
+    parser.add_argument("--k", type=int, default=3, help="verdicts an answer [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if bool(args.file) == bool(args.prompt and args.response):
         raise UserError("give either --file, or --prompt and --response.")
-    device = pick_device(args.device)
-    own = Path(args.model) / "rubric.txt"
+    device, own = pick_device(args.device), Path(args.model) / "rubric.txt"
     args.rubric = args.rubric or (own if own.exists() else None)
     model, chat = load(args.model, device=device, dtype=pick_dtype("auto", device)), Chat(args.model)
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    report = (judge_file if args.file else judge_one)(args, model, chat, sampling)
+    report = (judge_file if args.file else judge_one)(args, model, chat, Sampling(args.max_new_tokens, args.temperature, args.top_p))
     print(json.dumps(report)) if args.json else show(report)
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    command(main)

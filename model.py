@@ -12,7 +12,7 @@ Shapes: B rows, T new tokens, S tokens in the cache, D hidden, H query heads, G 
 """
 import json
 import math
-import os
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -22,11 +22,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from data import UserError, read_json
+
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-
-
-class UserError(Exception):
-    """Something the user can mend: one sentence that says what is wrong and what to do. The CLIs exit with code 2."""
+TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+           "chat_template.jinja", "rubric.txt", "LICENSE")
 
 
 @dataclass
@@ -65,28 +65,23 @@ class GPTConfig:
         for key, wanted in (("hidden_act", "silu"), ("mlp_bias", False), ("attention_bias", kind == "qwen2")):
             if raw.get(key, wanted) != wanted:
                 raise UserError(f"config.json has {key}={raw[key]!r}; for {kind} only {wanted!r} is supported.")
-        missing = [k for k in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                               "num_attention_heads") if k not in raw]
-        if missing:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        if missing := [k for k in sizes if k not in raw]:
             raise UserError(f"config.json lacks {', '.join(missing)}; it does not describe a {kind} model.")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
         window = raw.get("sliding_window") if raw.get("use_sliding_window", kind == "mistral") else None
-        context = raw.get("max_position_embeddings", 2048)
-        heads = raw["num_attention_heads"]
+        context, heads = raw.get("max_position_embeddings", 2048), raw["num_attention_heads"]
         return cls(
-            vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"], intermediate_size=raw["intermediate_size"],
-            num_hidden_layers=raw["num_hidden_layers"], num_attention_heads=heads,
-            num_key_value_heads=raw.get("num_key_value_heads") or heads,
+            **{k: raw[k] for k in sizes}, num_key_value_heads=raw.get("num_key_value_heads") or heads,
             head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
             max_position_embeddings=min(context, window) if window else context,
             rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
             rope_theta=rope.get("rope_theta") or raw.get("rope_theta", 10000.0),
-            rope_scaling=rope or None, tie_word_embeddings=raw.get("tie_word_embeddings", False),
-            model_type=kind, raw=raw)
+            rope_scaling=rope or None, tie_word_embeddings=raw.get("tie_word_embeddings", False), model_type=kind, raw=raw)
 
     def to_hf(self, dtype: torch.dtype) -> dict:
         """The config.json to write: the one that was read or, for a model made here, one in transformers' own keys."""
-        own = {k: v for k, v in asdict(self).items() if k not in ("raw", "rope_scaling")}
+        own = {k: v for k, v in asdict(self).items() if k != "raw" and v is not None}
         own |= {"hidden_act": "silu", "attention_bias": self.qkv_bias,
                 "architectures": [self.model_type.capitalize() + "ForCausalLM"]}
         kept = {k: v for k, v in (self.raw or own).items() if k not in ("dtype", "torch_dtype", "quantization_config")}
@@ -98,6 +93,9 @@ def rope_frequencies(config: GPTConfig) -> Tensor:
     freqs = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
     scaling = config.rope_scaling or {}
     kind = scaling.get("rope_type", scaling.get("type", "default"))
+    factors = {"linear": ["factor"], "llama3": ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]}
+    if missing := [k for k in factors.get(kind, []) if k not in scaling]:
+        raise UserError(f"config.json has rope type {kind!r} but lacks {', '.join(missing)}.")
     if kind == "default":
         return freqs
     if kind == "linear":
@@ -276,25 +274,11 @@ class GPT(nn.Module):
         return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
 
 
-def fresh(config: GPTConfig, *, seed: int) -> GPT:
-    """A new model with small random weights; what writes into the residual stream starts at zero."""
-    torch.manual_seed(seed)
-    model = GPT(config)
-    for name, p in model.named_parameters():
-        if p.ndim == 2:
-            nn.init.zeros_(p) if "o_proj" in name or "down_proj" in name else nn.init.normal_(p, std=0.02)
-    return model
-
-
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of one or several safetensors files, in HF names. Raises UserError where a file is absent or broken."""
-    index = folder / "model.safetensors.index.json"
-    try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.exists() else ["model.safetensors"]
-    except (ValueError, KeyError) as e:
-        raise UserError(f"{index} is not a readable safetensors index ({e}).") from None
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map", {"": "model.safetensors"})
     tensors = {}
-    for name in names:
+    for name in sorted(set(index.values())):
         if not (folder / name).exists():
             raise UserError(f"{folder} has no {name}; weights are read from safetensors files only.")
         try:
@@ -307,14 +291,9 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
     """Reads a Hugging Face directory into a GPT in eval mode. Raises UserError for anything that is not one."""
     folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"model directory {folder} does not exist; --model takes a Hugging Face directory.")
-    try:
-        raw = json.loads((folder / "config.json").read_text())
-    except FileNotFoundError:
-        raise UserError(f"{folder} has no config.json; --model takes a Hugging Face directory.") from None
-    except ValueError as e:
-        raise UserError(f"{folder / 'config.json'} is not valid JSON ({e}).") from None
+    raw = read_json(folder / "config.json")
+    if not raw:
+        raise UserError(f"{folder} has no config.json; --model takes a Hugging Face directory.")
     with torch.device("meta"):                  # shapes first: a broken checkpoint is named before memory is taken
         model = GPT(GPTConfig.from_hf(raw))
     tensors = {name.removeprefix("model."): t for name, t in read_weights(folder).items()}
@@ -329,13 +308,21 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
     return model.eval()
 
 
-def save(model: GPT, folder: str | Path, *, dtype: torch.dtype = torch.float32) -> None:
-    """Writes config.json and model.safetensors in HF layout; each appears whole or not at all."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = {n: n if n.startswith("lm_head") else "model." + n for n, _ in model.named_parameters()}
-    weights = {names[n]: p.detach().to("cpu", dtype).contiguous() for n, p in model.named_parameters()}
-    save_file(weights, folder / "model.safetensors.tmp", metadata={"format": "pt"})
-    os.replace(folder / "model.safetensors.tmp", folder / "model.safetensors")
-    (folder / "config.json.tmp").write_text(json.dumps(model.config.to_hf(dtype), indent=2) + "\n")
-    os.replace(folder / "config.json.tmp", folder / "config.json")
+def save(model: GPT, folder: str | Path, *, source: str | Path | None = None, dtype: torch.dtype = torch.float32) -> None:
+    """Writes a Hugging Face directory, whole or not at all; tokenizer and the like are copied from `source`."""
+    folder, temporary = Path(folder), Path(f"{folder}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    named = {n if n.startswith("lm_head") else "model." + n: p for n, p in model.named_parameters()}
+    weights = {n: p.detach().to("cpu", dtype).contiguous() for n, p in named.items()}
+    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(model.config.to_hf(dtype), indent=2) + "\n")
+    for name in TRAVELS if source else ():
+        if (Path(source) / name).exists():
+            shutil.copy(Path(source) / name, temporary / name)
+    if not folder.exists():
+        temporary.rename(folder)
+    else:                                       # what else lies in an existing folder is not ours to delete
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+        temporary.rmdir()

@@ -12,11 +12,9 @@ Shapes: B slots, T tokens, V vocabulary, P prompts, N answers a prompt, M larges
 
     python sample.py --model runs/toy/M4 "Count up from three to six for Mia."
 """
-import argparse
 import copy
 import hashlib
 import random
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,8 +25,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Candidate, Chat
-from model import GPT, KVCache, UserError, load, pick_device, pick_dtype
+from data import Candidate, Chat, UserError, asking, command
+from model import GPT, KVCache, load, pick_device, pick_dtype
 
 TOP = 32                # candidates looked at first; the nucleus of nearly every row lies among them
 
@@ -50,7 +48,6 @@ class Completion(NamedTuple):
 
 
 # ---- one token ----
-
 def uniforms(names: Sequence[str], count: int) -> Tensor:
     """(len(names), count) numbers in [0, 1): a hash of each name seeds a splitmix64 sequence, number i is its i-th."""
     seeds = [int.from_bytes(hashlib.blake2b(n.encode(), digest_size=8).digest(), "little") for n in names]
@@ -98,7 +95,6 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
 
 
 # ---- many requests ----
-
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all prompts share, the last token of each left out."""
     first, last = min(prompts), max(prompts)            # lexicographic extremes share what all share
@@ -108,16 +104,15 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 def prefill(model: GPT, prompts: Sequence[Sequence[int]], prefix: KVCache | None) -> KVCache:
     """Reads prompts, all but their last token, behind the shared prefix: a cache with a row a prompt."""
-    start = int(prefix.lengths[0]) if prefix else 0
+    start, device = int(prefix.lengths[0]) if prefix else 0, model.device
     rest = [list(p[start:-1]) for p in prompts]
-    width = max(map(len, rest))
-    cache = KVCache(model.config, len(rest), start + width, device=model.device, dtype=model.norm.weight.dtype)
+    width, rows = max(map(len, rest)), torch.arange(len(rest), device=device)
+    cache = KVCache(model.config, len(rest), start + width, device=device, dtype=model.norm.weight.dtype)
     if prefix:
-        cache.put(torch.arange(len(rest), device=model.device), prefix, torch.zeros(len(rest), dtype=torch.long, device=model.device))
+        cache.put(rows, prefix, torch.zeros_like(rows))
     if width:
-        ids = torch.tensor([r + [0] * (width - len(r)) for r in rest], device=model.device)
-        model(ids, cache)
-        cache.lengths += torch.tensor([len(r) for r in rest], device=model.device)
+        model(torch.tensor([r + [0] * (width - len(r)) for r in rest], device=device), cache)
+        cache.lengths += torch.tensor([len(r) for r in rest], device=device)
     return cache
 
 
@@ -125,14 +120,12 @@ class Slots:
     """The rows being decoded: a cache, and for each row its request, its next input, its numbers and what it wrote."""
 
     def __init__(self, model: GPT, rows: int, capacity: int, limit: int):
-        device = model.device
-        self.cache = KVCache(model.config, rows, capacity, device=device, dtype=model.norm.weight.dtype)
+        self.cache = KVCache(model.config, rows, capacity, device=model.device, dtype=model.norm.weight.dtype)
         self.owner: list[tuple[int, int] | None] = [None] * rows            # (prompt, answer)
-        self.input = torch.zeros(rows, dtype=torch.long, device=device)
-        self.count = torch.zeros(rows, dtype=torch.long, device=device)
-        self.live = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.u = torch.zeros(rows, limit, device=device)
-        self.out = torch.zeros(rows, limit, dtype=torch.long, device=device)
+        self.input = torch.zeros(rows, dtype=torch.long, device=model.device)
+        self.count, self.live = self.input.clone(), self.input.bool()       # tokens written; whether the row is in use
+        self.u = torch.zeros(rows, limit, device=model.device)
+        self.out = self.u.long()
 
     def admit(self, requests: list[tuple[int, int]], inputs: list[int], u: Tensor, read: KVCache, sources: list[int]) -> None:
         """Gives free rows to `requests`, whose prompts are the rows `sources` of the cache `read`."""
@@ -157,11 +150,12 @@ class Slots:
 
     def release(self, done: Tensor) -> list[tuple[tuple[int, int], list[int], int]]:
         """Frees the rows of `done` (B,) bool: (request, its tokens, its row) of each."""
-        found = []
-        for row in done.nonzero()[:, 0].tolist():
-            found.append((self.owner[row], self.out[row, :int(self.count[row])].tolist(), row))
+        rows = done.nonzero()[:, 0].tolist()
+        found = [(self.owner[row], self.out[row, :int(self.count[row])].tolist(), row) for row in rows]
+        for row in rows:
             self.owner[row] = None
         self.live &= ~done
+        self.cache.lengths[done] = 0            # attention reads as far as the longest row that is in use
         return found
 
     def shrink(self) -> None:
@@ -174,8 +168,8 @@ class Slots:
 
 def stopped(slots: Slots, tokens: Tensor, chat: Chat, stop: Callable[[str], bool] | None) -> Tensor:
     """(B,) bool: rows whose text the stop rule accepts. It is asked only after a token that holds a line break."""
-    found = torch.zeros_like(slots.live)
-    for row in (slots.live & chat.newline.to(tokens.device)[tokens]).nonzero()[:, 0].tolist() if stop else ():
+    found, breaks = torch.zeros_like(slots.live), chat.newline.to(tokens.device)
+    for row in (slots.live & breaks[tokens.clamp(max=len(breaks) - 1)]).nonzero()[:, 0].tolist() if stop else ():
         found[row] = stop(chat.decode(slots.out[row, :int(slots.count[row])].tolist()))
     return found
 
@@ -196,11 +190,9 @@ def generate(model: GPT, chat: Chat, prompts: Sequence[Sequence[int]], sampling:
              on_token: Callable[[int], None] | None = None, label: str | None = None) -> list[list[Completion]]:
     """N completions for each of P prompts (token ids): a list of P lists of N.
 
-    key    names the randomness, with the prompt's name (its index unless `names` says otherwise) and the sample number
-    stop   is asked with the text so far whenever a line ends; True finishes the answer
-    on_token  sees each token of slot 0 as it is drawn (streaming one answer)
-    label  shows a progress bar
-    Raises UserError where a prompt leaves no room in the model's context.
+    `key` names the randomness, together with the prompt's name (its index, unless `names` says otherwise) and the
+    sample number. `stop` is asked with the text so far whenever a line ends; True finishes the answer. `on_token` sees
+    each token of slot 0 as it is drawn. `label` shows a progress bar. Raises UserError where a prompt leaves no room.
     """
     if not prompts:
         return []
@@ -218,7 +210,7 @@ def generate(model: GPT, chat: Chat, prompts: Sequence[Sequence[int]], sampling:
     called = lambda p, s: f"{key} {names[p] if names else p} {s}"
     bar = tqdm(total=n * len(prompts), desc=label, unit="text", leave=False, disable=None if label else True)
     while waiting or slots.live.any():
-        if waiting and slots.owner.count(None) >= max(n, len(slots.owner) // 4):          # a quarter at a time: few, wide reads
+        if waiting and slots.owner.count(None) >= max(n, len(slots.owner) // 4):        # a quarter at a time: wide reads
             refill(model, slots, waiting, prompts, prefix, called, n)
         tokens = slots.step(model, sampling)
         if on_token:
@@ -239,7 +231,6 @@ def sampling_copy(model: GPT, dtype: torch.dtype) -> GPT:
 
 
 # ---- answers ----
-
 def respond(model: GPT, chat: Chat, prompts: Sequence[str], sampling: Sampling, *, key: str, n: int,
             label: str | None = "answers") -> list[Candidate]:
     """{x_i} -> {y_i^1 .. y_i^N}: N answers to each prompt, prompt by prompt."""
@@ -264,9 +255,7 @@ def lcs(masks: dict[str, int], size: int, words: Sequence[str]) -> int:
 
 def rouge_l(words: Sequence[str], others: Sequence[Sequence[str]]) -> float:
     """The largest ROUGE-L F1 between a text and any of the others, all as lower-case words."""
-    masks: dict[str, int] = {}
-    for i, word in enumerate(words):
-        masks[word] = masks.get(word, 0) | 1 << i
+    masks = {word: sum(1 << i for i, w in enumerate(words) if w == word) for word in words}
     return max((2 * lcs(masks, len(words), o) / (len(words) + len(o)) for o in others), default=0.0)
 
 
@@ -301,9 +290,8 @@ def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampli
     rng, written, refused = random.Random(key), [], Counter()
     kept = {" ".join(t.lower().split()) for t in (*seeds, *exclude)}
     words = [t.lower().split() for t in seeds]
-    for call in range(calls):
-        wanted = count - len(written)
-        draws = -(-wanted * 5 // 16)                                # four a draw, a quarter more than wanted
+    for call in range(calls):                                       # bounded: a mute model must not hold the run
+        draws = -(-(count - len(written)) * 5 // 16)                # four a draw, a quarter more than wanted
         shots = [few_shot(chat, seeds, written, rng) for _ in range(draws)]
         texts = generate(model, chat, shots, sampling, key=f"{key} {call}", n=4, stop=lambda t: bool(t.strip()), label="prompts")
         for completion in (c for group in texts for c in group):
@@ -314,15 +302,12 @@ def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampli
                 written.append(text)
                 words.append(text.lower().split())
                 kept.add(" ".join(words[-1]))
-        if len(written) == count:
-            break
     if not written:
         raise UserError(f"the model wrote no usable prompt ({dict(refused)}); give it prompts with --prompts FILE.")
     return written, refused
 
 
 # ---- command line: ask any M_t ----
-
 def say(model: GPT, chat: Chat, messages: list[dict], sampling: Sampling, key: str) -> str:
     """Streams one answer to the terminal and returns it."""
     tokens, shown = [], ""
@@ -330,25 +315,25 @@ def say(model: GPT, chat: Chat, messages: list[dict], sampling: Sampling, key: s
     def show(token: int) -> None:
         nonlocal shown
         tokens.append(token)
-        text = chat.decode(tokens)
-        if not text.endswith("\ufffd"):                             # half of a character: wait for the rest
-            print(text[len(shown):], end="", flush=True)
-            shown = text
+        text = chat.decode(tokens).rstrip("\ufffd")                 # half of a character: wait for the rest
+        print(text[len(shown):], end="", flush=True)
+        shown = text
 
     generate(model, chat, [chat.render(messages)], sampling, key=key, on_token=show)
     print()
     return shown.strip()
 
 
+def next_line() -> str | None:
+    try:
+        return input("> ")
+    except EOFError:
+        return print()                                              # Ctrl-D: None
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Ask a model, or chat with it.", allow_abbrev=False)
+    parser = asking("Ask a model, or chat with it.")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, for example runs/toy/M4")
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy (default %(default)s)")
-    parser.add_argument("--top-p", type=float, default=0.9, help="nucleus (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="limit of one answer (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same answer (default %(default)s)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
     args = parser.parse_args()
     device, messages = pick_device(args.device), []
     model, chat = load(args.model, device=device, dtype=pick_dtype("auto", device)), Chat(args.model)
@@ -357,18 +342,11 @@ def main() -> None:
         say(model, chat, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
         return
     print("Chat with", args.model, "- an empty line starts anew, Ctrl-D ends.")
-    while True:
-        line = input("> ")
+    while (line := next_line()) is not None:
         messages = messages + [{"role": "user", "content": line}] if line.strip() else []
         if messages:
             messages.append({"role": "assistant", "content": say(model, chat, messages, sampling, f"{args.seed} {len(messages)}")})
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (EOFError, KeyboardInterrupt):
-        print()
+    command(main)

@@ -14,25 +14,16 @@ forgotten. `oracle` reads prompt and answer as text and gives one point each, 0-
     personal   it is addressed to the right person
     clear      it begins with a capital letter and ends with a full stop
 
-In: a random.Random.  Out: tasks, answers, verdicts, and the raw text that the base model M_0 read.
+In: a random.Random.  Out: tasks, answers and verdicts.
 The oracle labels the seed data (it plays the people who ranked answers) and reports; no stage of the loop reads it.
 Left out on purpose: anything a small model could not learn in minutes (arithmetic, sorting, grammar).
 """
-import json
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
-
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-from data import Example, write_whole
-from dpo import Recipe, sft
-from model import GPTConfig, fresh, save
 
 NAMES = "Ana Bob Cleo Dan Eva Finn Gus Hana Ivo Jade Kim Leo Mia Nora Omar Pia Quin Rosa Sam Tara Uma Vic Wes Zoe".split()
 NUMBERS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen".split()
@@ -71,7 +62,7 @@ WORDS = {"tell": THINGS, "up": NUMBERS, "down": NUMBERS, "say": THINGS, "spell":
          "opposite": list(OPPOSITE), "colour": KINDS["colours"], "sound": list(SOUND.values())}
 POINTS = ("relevant", "complete", "exact", "personal", "clear")
 RUBRIC = ("Judge the answer. One point each: relevant, complete, exact, personal, clear.\n"
-          "{prompt}\n{response}\n")
+          "{prompt}\n{response}")
 
 
 @dataclass(frozen=True)
@@ -87,7 +78,6 @@ class Task:
 
 
 # ---- prompts: drawn from slots, and read back from their text ----
-
 def join(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + " and " + words[-1]
 
@@ -95,11 +85,10 @@ def join(words: Sequence[str]) -> str:
 def draw_slots(family: str, rng: random.Random) -> dict[str, str]:
     """Random values for the slots that the phrasings of one family use."""
     source = {"tell": THINGS, "opposite": list(OPPOSITE), "colour": list(COLOUR), "sound": list(SOUND)}.get(family)
-    low = rng.randrange(0, 11)
-    high = low + rng.randrange(2, 5)
-    a, b = (low, high) if family == "up" else (high, low)
-    return {"name": rng.choice(NAMES), "list": join(rng.sample(source, rng.randrange(2, 5))) if source else "",
-            "n": NUMBERS[rng.randrange(1, 5)], "kind": rng.choice(list(KINDS)), "day": rng.choice(DAYS),
+    ends = (low := rng.randrange(0, 11)), low + rng.randrange(2, 5)
+    a, b = ends if family == "up" else reversed(ends)
+    return {"name": rng.choice(NAMES), "list": join(rng.sample(source, rng.randrange(2, 4))) if source else "",
+            "n": NUMBERS[rng.randrange(1, 4)], "kind": rng.choice(list(KINDS)), "day": rng.choice(DAYS),
             "word": rng.choice(SHORT if family == "spell" else THINGS), "a": NUMBERS[a], "b": NUMBERS[b]}
 
 
@@ -133,10 +122,9 @@ def read_task(prompt: str) -> Task | None:
     for family, pattern in PATTERNS:
         if (match := pattern.fullmatch(prompt.strip())) and (slots := match.groupdict())["name"] in NAMES:
             try:
-                if family == "kind":
-                    n = NUMBERS.index(slots["n"]) + 1
-                    return Task(prompt, family, slots["name"], kind=slots["kind"], n=n) if n <= len(KINDS[slots["kind"]]) else None
-                items = expected(family, slots)
+                if family == "kind" and (n := NUMBERS.index(slots["n"]) + 1) <= len(KINDS[slots["kind"]]):
+                    return Task(prompt, family, slots["name"], kind=slots["kind"], n=n)
+                items = () if family == "kind" else expected(family, slots)
             except (KeyError, ValueError):
                 return None
             return Task(prompt, family, slots["name"], items) if items else None
@@ -153,7 +141,6 @@ def draw_task(rng: random.Random, *, held_out: bool = False) -> Task:
 
 
 # ---- answers: right ones, and the ways people get them wrong ----
-
 class Draft(NamedTuple):
     name: str
     items: list[str]
@@ -202,7 +189,6 @@ def demonstration(task: Task, rng: random.Random) -> str:
 
 
 # ---- the truth ----
-
 def points(task: Task, answer: str) -> tuple[bool, ...]:
     """The five points of the rubric, in the order of POINTS."""
     name, _, rest = answer.strip().partition(":")
@@ -233,7 +219,6 @@ def verdict(task: Task, answer: str) -> str:
 
 
 # ---- data ----
-
 def ift_examples(count: int, rng: random.Random) -> list[dict]:
     """Human demonstrations, of mixed quality: {"prompt", "response"}."""
     tasks = [draw_task(rng) for _ in range(count)]
@@ -258,50 +243,3 @@ def held_out_ranked(count: int) -> list[dict]:
     tasks = [draw_task(rng, held_out=True) for _ in range(count)]
     answers = [[demonstration(t, rng) for _ in range(5)] for t in tasks]
     return [{"prompt": t.prompt, "responses": a, "ranks": [5 - sum(points(t, x)) for x in a]} for t, a in zip(tasks, answers)]
-
-
-def corpus(count: int, rng: random.Random) -> list[str]:
-    """The raw text that M_0 reads: tasks with answers and reviews, and lists of tasks. No chat format, no rubric."""
-    texts = []
-    for _ in range(count):
-        if rng.random() < 0.08:
-            texts.append("".join(f"Task: {draw_task(rng).prompt}\n" for _ in range(9)))
-            continue
-        task = draw_task(rng)
-        answer = demonstration(task, rng)
-        texts.append(f"{task.prompt}\n{answer}\n{verdict(task, answer)}\n")
-    return texts
-
-
-def train_tokenizer(specials: Sequence[str], *, vocab_size: int) -> Tokenizer:
-    """Byte-level BPE over the corpus and every text the judge must read or write (a missing digit would make it mute)."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    words = [*NAMES, *map(str.lower, NAMES), *THINGS, *OPPOSITE, *COLOUR, *SOUND.values(), *NUMBERS, *DAYS, *POINTS, *KINDS]
-    text = corpus(4000, random.Random("tokenizer")) + [" ".join(words), RUBRIC, "Score: 0 1 2 3 4 5"] * 20
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=list(specials), show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tokenizer.train_from_iterator(text, trainer)
-    return tokenizer
-
-
-def make_seed(folder: Path, say: Callable[[str], None], documents: int = 340_000) -> None:
-    """Trains the toy base model M_0 from scratch on raw text of the toy world, and writes it as a HF directory."""
-    tokenizer = train_tokenizer(["<|end|>", "<|user|>", "<|assistant|>"], vocab_size=768)
-    texts = tokenizer.encode_batch(corpus(documents, random.Random("corpus")))
-    config = GPTConfig(vocab_size=768, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=3,
-                       num_key_value_heads=3, head_dim=32, max_position_embeddings=512)
-    config.raw = {**config.to_hf(torch.float16), "world": "toy", "eos_token_id": 0}
-    model = fresh(config, seed=0)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(len(e.ids) for e in texts):,} tokens")
-    sft(model, [Example([], e.ids + [0]) for e in texts], name="M0",
-        recipe=Recipe(batch_size=128, lr=0.01, lr_end=2e-4, warmup=0.02, tokens=4096, muon=True))
-    save(model, folder, dtype=torch.float16)
-    chat = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% if m.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
-    write_whole(folder / "tokenizer.json", tokenizer.to_str())
-    write_whole(folder / "tokenizer_config.json", json.dumps({
-        "tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|end|>", "pad_token": "<|end|>", "model_max_length": 512,
-        "chat_template": chat + "{% if add_generation_prompt %}<|assistant|>{% endif %}"}, indent=2) + "\n")
-    write_whole(folder / "generation_config.json", json.dumps({"eos_token_id": 0, "pad_token_id": 0}) + "\n")
-    write_whole(folder / "rubric.txt", RUBRIC)

@@ -1,0 +1,222 @@
+"""data.py: one prompt format, exact masks, and readers that say file and line."""
+import json
+
+import pytest
+import torch
+from tokenizers import Tokenizer, processors
+from transformers import AutoTokenizer
+
+from conftest import ROOT, SPECIALS, write_tokenizer
+from data import (Candidate, Chat, Example, UserError, collate, drop_long, eft_from_ranked, read_jsonl, read_prompts,
+                  read_ranked, read_texts, write_jsonl)
+
+LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
+          " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+          "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}")
+DEFAULT_SYSTEM = ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\n"
+                  "{%- for m in messages %}\n    {%- if m.role == 'tool' %}{% continue %}{% endif %}\n"
+                  "    {{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}\n{%- endfor %}\n"
+                  "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}\n")
+TALKS = [
+    [{"role": "user", "content": "Count up from two to four for Mia."}],
+    [{"role": "user", "content": "  spaces, ünïcödé, {{ braces }} and\nlines  "}],
+    [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"}],
+]
+
+
+@pytest.fixture(params=["seed", "chatml", "llama3", "default system"])
+def folder(request, tmp_path):
+    if request.param == "seed":
+        return ROOT / "seed"
+    own = {"chatml": {}, "llama3": {"chat_template": LLAMA3, "bos_token": "<|begin|>"},
+           "default system": {"chat_template": DEFAULT_SYSTEM}}[request.param]
+    return write_tokenizer(tmp_path, **own)
+
+
+@pytest.mark.parametrize("talk", TALKS, ids=lambda t: f"{len(t)} {t[0]['content'][:8]}")
+def test_template_equals_transformers(folder, talk):
+    """Guards against: two owners of the prompt format (Oxen trains with another template than it samples with)."""
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert Chat(folder).render(talk) == theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+
+
+def add_bos(folder) -> None:
+    """A post-processor that puts BOS in front of every text, as Llama's tokenizers do."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 2)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_one_bos(tmp_path):
+    """Guards against: a second BOS (axolotl #1616), once from the template and once from the tokenizer."""
+    folder = write_tokenizer(tmp_path, chat_template=LLAMA3, bos_token={"content": "<|begin|>", "lstrip": False})
+    add_bos(folder)
+    chat = Chat(folder)
+    example = chat.example("question", "answer")
+    assert (example.prompt + example.response).count(2) == 1 and example.prompt[0] == 2
+    assert chat.raw("text")[0] == 2
+
+
+def test_template_file_wins_and_lists_are_read(tmp_path):
+    """Guards against: the newer chat_template.jinja, or the older list of named templates, left unread."""
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
+    folder = write_tokenizer(tmp_path, chat_template=named)
+    assert Chat(folder).prompt("x") == Chat(folder).tokenizer.encode("yes").ids
+    (folder / "chat_template.jinja").write_text("file")
+    assert Chat(folder).prompt("x") == Chat(folder).tokenizer.encode("file").ids
+
+
+def test_without_a_template(tmp_path):
+    """Guards against: a base model without a template that cannot be asked anything."""
+    chat = Chat(write_tokenizer(tmp_path, chat_template=None))
+    assert not chat.has_template
+    assert chat.decode(chat.prompt("Why?")) == "user: Why?\nassistant:"
+    assert chat.decode(chat.example("Why?", "So.").response) == " So."
+
+
+def test_template_cannot_reach_out(tmp_path):
+    """Guards against: a checkpoint whose template runs code."""
+    hostile = "{{ ''.__class__.__mro__[1].__subclasses__() }}{{ messages.append(1) }}"
+    with pytest.raises(UserError, match="template"):
+        Chat(write_tokenizer(tmp_path / "a", chat_template=hostile)).prompt("x")
+    with pytest.raises(UserError, match="template"):
+        Chat(write_tokenizer(tmp_path / "b", chat_template="{% if %}"))
+    with pytest.raises(UserError, match="only users"):
+        Chat(write_tokenizer(tmp_path / "c", chat_template="{{ raise_exception('only users') }}")).prompt("x")
+
+
+def test_every_eos_ends_and_one_is_written(tmp_path):
+    """Guards against: a chat model that runs on because its second EOS (generation_config.json) is not known."""
+    folder = write_tokenizer(tmp_path)
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 2]}')
+    chat = Chat(folder)
+    assert (chat.eos_ids, chat.eos) == ([1, 2, 3], 1)
+    nameless = write_tokenizer(tmp_path / "nameless", eos_token=None)
+    (nameless / "config.json").write_text('{"eos_token_id": 3}')
+    assert (Chat(nameless).eos_ids, Chat(nameless).eos) == ([3], 3)
+    (nameless / "config.json").unlink()
+    with pytest.raises(UserError, match="EOS"):
+        Chat(nameless)
+
+
+@pytest.mark.parametrize("name, text", [("tokenizer.json", "{}"), ("tokenizer.json", None), ("tokenizer_config.json", "{")])
+def test_broken_tokenizer(tmp_path, name, text):
+    """Guards against: a traceback from inside the tokenizers library."""
+    folder = write_tokenizer(tmp_path)
+    (folder / name).unlink() if text is None else (folder / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        Chat(folder)
+
+
+# ---- examples and masks ----
+
+def test_example_is_prompt_response_and_one_eos(chat):
+    """Guards against: a missing EOS (stopping is never learnt), a double one (TRL #4481), tokens merged at the seam."""
+    example = chat.example("Why?", "So.")
+    assert example.prompt == chat.prompt("Why?")
+    assert example.response == chat.tokenizer.encode("So.").ids + [chat.eos]
+    assert chat.decode(example.response) == "So."
+
+
+def test_mask_covers_response_and_eos_only(chat):
+    """Guards against: the flipped SFT mask (lucidrains PR #29) and a lost first token (verl #3287, OpenRLHF #973)."""
+    examples = [chat.example("a", "long answer"), chat.example("a longer question", "yes"), Example([], [5, 6, 1])]
+    ids, mask = collate(examples)
+    assert ids.shape == mask.shape == (3, max(len(p) + len(r) for p, r in examples)) and mask.dtype == torch.bool
+    for row, (prompt, response) in enumerate(examples):
+        assert ids[row, :len(prompt) + len(response)].tolist() == prompt + response
+        assert ids[row][mask[row]].tolist() == response
+        assert mask[row].nonzero()[:, 0].tolist() == list(range(len(prompt), len(prompt) + len(response)))
+
+
+def test_examples_too_long_are_left_out_aloud():
+    """Guards against: responses cut in the middle, or dropped in silence."""
+    said = []
+    short, long = Example([1] * 4, [2] * 4), Example([1] * 4, [2] * 5)
+    assert drop_long([short, long, short], 8, said.append) == [short, short]
+    assert len(said) == 1 and "1 of 3" in said[0]
+    assert drop_long([short], 8, said.append) == [short] and len(said) == 1
+
+
+def test_records_cannot_be_changed():
+    """Guards against: one stage writing into another's records."""
+    with pytest.raises(AttributeError):
+        Candidate(0, 0, "x", "y", [1], True).reward = 5.0
+
+
+# ---- readers ----
+
+BAD_LINES = [
+    (read_jsonl, '{"prompt": "a"}\n\n{"prompt": }', "line 3"), (read_jsonl, '{"prompt": "a"}\n["prompt"]', "line 2"),
+    (read_jsonl, '{"question": "a"}', "line 1.*prompt"), (read_texts, '{"prompt": "a"}\n{"prompt": 5}', "line 2.*prompt"),
+    (read_texts, '{"prompt": "  "}', "line 1.*prompt"), (read_texts, '{"prompt": null}', "line 1.*prompt"),
+]
+
+
+@pytest.mark.parametrize("reader, text, says", BAD_LINES, ids=str)
+def test_malformed_jsonl(tmp_path, reader, text, says):
+    """Guards against: a traceback, or a message that does not name file and line."""
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text)
+    with pytest.raises(UserError, match=f"rows.jsonl.*{says}"):
+        reader(path, "prompt")
+
+
+@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00", None])
+def test_empty_or_unreadable_file(tmp_path, content):
+    """Guards against: training on nothing without a word."""
+    path = tmp_path / "rows.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match="rows.jsonl"):
+        read_jsonl(path)
+
+
+RANKED = {"prompt": "p", "responses": ["best", "worst", "middle", "worst too"], "ranks": [0, 2, 1, 2]}
+
+
+def test_ranked_answers(tmp_path):
+    """Guards against: ranks read upside down. Rank 0 is the best and gets 5, the last gets 1."""
+    path = tmp_path / "ranked.jsonl"
+    write_jsonl(path, [RANKED])
+    assert read_ranked(path) == [RANKED]
+    rows = eft_from_ranked([RANKED, {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]}])
+    assert [(r["prompt"], r["response"], r["verdict"]) for r in rows] == [
+        ("p", "best", "Score: 5"), ("p", "worst", "Score: 1"), ("p", "middle", "Score: 3"), ("p", "worst too", "Score: 1"),
+        ("q", "a", "Score: 1"), ("q", "b", "Score: 5")]
+
+
+@pytest.mark.parametrize("change", [{"ranks": [0, 1]}, {"responses": ["one"], "ranks": [0]}, {"responses": "text"},
+                                    {"ranks": [0, 1, 2, None]}, {"responses": ["a", "b", "c", 4]}, {"prompt": None}], ids=str)
+def test_malformed_ranked_answers(tmp_path, change):
+    """Guards against: the same, for ranked answers."""
+    path = tmp_path / "ranked.jsonl"
+    write_jsonl(path, [RANKED, RANKED | change])
+    with pytest.raises(UserError, match="ranked.jsonl, line 2"):
+        read_ranked(path)
+
+
+def test_prompt_files(tmp_path):
+    """Guards against: a JSONL of prompts asked as if it were text; U+2028 inside a prompt taken for a line end; the same
+    prompts on every trip."""
+    path = tmp_path / "prompts"
+    path.write_text("First one.\n\n  Second\u2028one. \n")
+    assert read_prompts(path, 2, trip=1) == ["First one.", "Second\u2028one."]
+    path.write_text("".join(json.dumps({"id": i, "prompt": f"Prompt\n{i}"}) + "\n" for i in range(5)))
+    assert [read_prompts(path, 2, trip=t) for t in (1, 2)] == [["Prompt\n0", "Prompt\n1"], ["Prompt\n2", "Prompt\n3"]]
+    with pytest.raises(UserError, match="prompts.*--n-prompts"):
+        read_prompts(path, 2, trip=3)
+
+
+def test_written_rows_come_back(tmp_path):
+    """Guards against: half-written files left behind, and texts that are not ASCII lost on the way."""
+    rows = [{"text": "ünï\u2028\n\"{}"}, {"score": None}]
+    write_jsonl(tmp_path / "new" / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "new" / "rows.jsonl") == rows
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["rows.jsonl"]
+
+
+def test_newline_ids(chat):
+    """Guards against: a stop rule that is never asked."""
+    assert [chat.decode([i]) for i in chat.newline.nonzero()[:, 0].tolist()] == ["\n"]
+    assert len(chat.newline) == 256 + len(SPECIALS)

@@ -1,0 +1,295 @@
+"""dpo.py: log-probs against brute force, the loss by hand, and what a step may and may not change."""
+import copy
+import math
+import random
+
+import pytest
+import torch
+
+import dpo as module
+from conftest import tiny_gpt
+from data import Example, UserError, collate
+from dpo import (Recipe, dpo, dpo_loss, fit, micro_batches, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
+                 token_logps)
+from model import GPT
+
+STEADY = Recipe(lr=1e-2, lr_end=1e-2, warmup=0, batch_size=4)
+
+
+def examples(count: int, seed: int = 0) -> list[Example]:
+    rng = random.Random(seed)
+    text = lambda most: [rng.randrange(2, 260) for _ in range(rng.randrange(1, most))]
+    return [Example(text(9), text(7) + [1]) for _ in range(count)]
+
+
+def pairs(count: int) -> list[tuple[Example, Example]]:
+    return [(a, Example(a.prompt, b.response)) for a, b in zip(examples(count), examples(count, seed=1))]
+
+
+def weights(model: GPT) -> dict[str, torch.Tensor]:
+    return {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def same(a: dict, b: dict) -> bool:
+    return all(torch.equal(a[n], b[n]) for n in a)
+
+
+@torch.no_grad()
+def brute(model: GPT, example: Example) -> list[float]:
+    """log p of each response token, one softmax at a time, one row at a time."""
+    found, read = [], list(example.prompt)
+    for token in example.response:
+        found.append(model.logits(model(torch.tensor([read])))[0, -1].double().softmax(-1)[token].log().item())
+        read.append(token)
+    return found
+
+
+# ---- log-probabilities ----
+
+def test_the_shift(model):
+    """Guards against: lucidrains' missing shift, which scores a perfect prediction at -40 a token."""
+    for example in examples(5):
+        ids, mask = collate([example])
+        found = token_logps(model, ids, mask)[0]
+        start = len(example.prompt) - 1
+        assert found[start:].tolist() == pytest.approx(brute(model, example), abs=1e-4)
+        assert not found[:start].any()
+
+
+def test_sum_over_response_and_eos(model):
+    """Guards against: the mean in place of the sum (lucidrains), a lost first token (verl #3287, OpenRLHF #973), a lost EOS."""
+    rows = examples(6)
+    expected = [sum(brute(model, e)) for e in rows]
+    assert sequence_logps(model, *collate(rows)).tolist() == pytest.approx(expected, abs=1e-3)
+    assert sft_loss(model, *collate(rows)).item() == pytest.approx(-sum(expected), abs=1e-2)
+
+
+def test_padding_cannot_matter(model):
+    """Guards against: pads counted in the log-probs (0xallam DPO #4)."""
+    rows = examples(6) + [Example([5] * 30, [6] * 30)]
+    together = sequence_logps(model, *collate(rows))
+    apart = torch.cat([sequence_logps(model, *collate([e])) for e in rows])
+    torch.testing.assert_close(together, apart, atol=1e-3, rtol=0)
+
+
+def gradients(model: GPT, rows: list[Example]) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    sft_loss(model, *collate(rows)).backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_chunks_change_nothing(monkeypatch, tied):
+    """Guards against: a memory trick that is only nearly the same loss, or loses the gradient of the head."""
+    model, rows = tiny_gpt(tie_word_embeddings=tied), examples(6)
+    whole, expected = gradients(model, rows), sft_loss(model, *collate(rows)).item()
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * 260)
+    assert sft_loss(model, *collate(rows)).item() == pytest.approx(expected, rel=1e-5)
+    for name, gradient in gradients(model, rows).items():
+        torch.testing.assert_close(gradient, whole[name], atol=1e-3, rtol=1e-4)
+
+
+def test_only_response_positions_meet_the_head(monkeypatch, model):
+    """Guards against: logits of B x T x V (TRL #3985, LlamaFactory #4810: out of memory)."""
+    met, logits = [], GPT.logits
+    monkeypatch.setattr(GPT, "logits", lambda self, h: met.append(h.shape[:-1].numel()) or logits(self, h))
+    rows = examples(6)
+    sequence_logps(model, *collate(rows))
+    assert sum(met) == sum(len(e.response) for e in rows)
+    met.clear()
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 4 * 260)
+    sequence_logps(model, *collate(rows))
+    assert max(met) <= 4
+
+
+# ---- the losses ----
+
+def test_dpo_loss_by_hand():
+    """Guards against: a flipped sign or a beta in the wrong place. beta ((-1 + 3) - (-6 + 4)) = 2."""
+    numbers = [torch.tensor([x]) for x in (-1.0, -6.0, -3.0, -4.0)]
+    assert dpo_loss(*numbers, beta=0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
+    far = dpo_loss(*(torch.tensor([x]) for x in (-2000.0, 0.0, 0.0, 0.0)), beta=0.1)
+    assert far.item() == pytest.approx(200)                                     # no overflow, and no NaN (TRL #1199)
+
+
+def test_gradient_sign():
+    """Guards against: training on the rejected answers."""
+    chosen, rejected = torch.tensor([-5.0], requires_grad=True), torch.tensor([-5.0], requires_grad=True)
+    dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1).sum().backward()
+    assert chosen.grad.item() == pytest.approx(-0.05) and rejected.grad.item() == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_first_loss_is_ln_2(dtype):
+    """Guards against: a reference that is not M_t, dropout in it, or batches of another shape (lucidrains #31, TRL #1311)."""
+    log = dpo(tiny_gpt(), pairs(10), Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype), beta=0.1)
+    assert log[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == torch.float32 else 2e-2)
+    assert log[0]["loss"] == pytest.approx(log[0]["dpo_loss"], rel=1e-5)
+
+
+def test_the_reference_is_m_t_and_stays(monkeypatch, model):
+    """Guards against: a reference that moves with the model; a reference of other weights."""
+    seen, loss, rows = [], module.dpo_loss, pairs(3)
+    before = copy.deepcopy(model)
+    monkeypatch.setattr(module, "dpo_loss", lambda *a, **kw: seen.append(torch.stack(a[2:], 1)) or loss(*a, **kw))
+    dpo(model, rows, Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000), beta=0.1)
+    expected = torch.stack([sequence_logps(before, *collate([p[i] for p in rows])) for i in (0, 1)], 1).detach()
+    assert len(seen) == 5
+    for reference in seen:
+        torch.testing.assert_close(reference.sort(0).values, expected.sort(0).values, atol=1e-4, rtol=0)
+        assert not reference.requires_grad
+
+
+def test_reference_follows_its_pairs(model):
+    """Guards against: batches sorted by length that are not put back in order."""
+    rows = pairs(12)
+    found = reference_logps(model, rows, Recipe(tokens=50))
+    for pair, (chosen, rejected) in zip(rows, found.tolist()):
+        assert (chosen, rejected) == pytest.approx((sum(brute(model, pair[0])), sum(brute(model, pair[1]))), abs=1e-3)
+
+
+def test_margin_grows_on_one_pair(model):
+    """Guards against: a loop that runs and learns nothing. Chosen goes up against rejected, and the loss falls."""
+    log = dpo(model, pairs(1), Recipe(epochs=30, lr=1e-3, lr_end=1e-3, warmup=0), beta=0.1)
+    assert log[0]["margin"] == pytest.approx(0, abs=1e-5)
+    assert log[-1]["margin"] > 0.5 and log[-1]["accuracy"] == 1 and log[-1]["dpo_loss"] < 0.5
+    assert log[-1]["chosen_change"] > log[-1]["rejected_change"]
+
+
+def test_replay_joins_every_step():
+    """Guards against: a switch that is never wired up (lucidrains), or that leaks into the DPO figures."""
+    rows, judged = pairs(8), examples(20, seed=2)
+    models = [tiny_gpt(), tiny_gpt()]
+    without, replayed = (dpo(m, rows, STEADY, beta=0.1, replay=judged, replay_size=n) for m, n in zip(models, (0, 4)))
+    assert len(without) == len(replayed) == 2
+    for step in replayed:
+        assert step["loss"] > step["dpo_loss"] + 0.1
+    assert replayed[0]["dpo_loss"] == pytest.approx(without[0]["loss"])
+    assert not same(weights(models[0]), weights(models[1]))
+
+
+# ---- the loop ----
+
+def test_weights_are_fp32_and_small_steps_move_them():
+    """Guards against: bf16 weights, which a learning rate of 1e-6 does not move."""
+    for dtype in (torch.float32, torch.bfloat16):
+        model = tiny_gpt()
+        before = weights(model)
+        sft(model, examples(4), Recipe(lr=1e-6, lr_end=1e-6, warmup=0, dtype=dtype))
+        moved = {n: (p - before[n]).abs() for n, p in model.named_parameters()}
+        assert all(p.dtype == torch.float32 for p in model.parameters())
+        assert all(0 < d.max() < 3e-6 for d in moved.values())
+
+
+def test_sft_learns(model):
+    """Guards against: the NaN of lucidrains' README data, and labels that never reach the loss."""
+    logps = [x for e in examples(4) for x in brute(model, e)]
+    log = sft(model, examples(4), Recipe(epochs=40, lr=1e-2, lr_end=1e-3, batch_size=4))
+    assert log[0]["loss"] == pytest.approx(-sum(logps) / len(logps), rel=1e-4)
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+
+
+@pytest.mark.parametrize("train", [
+    lambda model, recipe: sft(model, examples(8), recipe),
+    lambda model, recipe: dpo(model, pairs(8), recipe, beta=0.1, replay=examples(9, 2), replay_size=3),
+], ids=["sft", "dpo"])
+def test_a_step_cut_into_passes_is_the_same_step(monkeypatch, train):
+    """Guards against: a loss averaged per micro-batch, so that rows in short batches weigh more."""
+    seen, clip = [], torch.nn.utils.clip_grad_norm_
+
+    def record(parameters, most):
+        parameters = list(parameters)
+        seen.append([p.grad.clone() for p in parameters])
+        return clip(parameters, most)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", record)
+    logs = [train(tiny_gpt(), Recipe(batch_size=8, tokens=tokens))[0] for tokens in (10_000, 40, 1)]
+    for gradients in seen[1:]:
+        for a, b in zip(seen[0], gradients):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
+    for log in logs[1:]:
+        assert log == pytest.approx(logs[0], abs=1e-4)                          # reported: the step, not its last pass
+
+
+def test_micro_batches():
+    """Guards against: rows lost or doubled when a step is cut; memory over the budget."""
+    rng = random.Random(0)
+    for _ in range(50):
+        lengths = [rng.randrange(1, 60) for _ in range(40)]
+        rows, budget = rng.sample(range(40), rng.randrange(1, 40)), rng.randrange(20, 300)
+        batches = micro_batches(rows, lengths, budget)
+        assert sorted(r for b in batches for r in b) == sorted(rows)
+        assert all(len(b) * max(lengths[r] for r in b) <= budget or len(b) == 1 for b in batches)
+
+
+@pytest.mark.parametrize("count, size, epochs", [(10, 4, 3), (8, 4, 1), (3, 16, 2), (33, 16, 1), (1, 1, 4)])
+def test_plan(count, size, epochs):
+    """Guards against: rows seen twice or never in an epoch, a last step of one row, and one order for all epochs."""
+    steps = plan(count, Recipe(epochs=epochs, batch_size=size, seed=1))
+    each = math.ceil(count / size)
+    assert len(steps) == each * epochs and max(map(len, steps)) <= size and max(map(len, steps)) - min(map(len, steps)) <= 1
+    orders = [[r for s in steps[e * each:(e + 1) * each] for r in s] for e in range(epochs)]
+    assert all(sorted(o) == list(range(count)) for o in orders)
+    if count > 3:
+        orders.append([r for s in plan(count, Recipe(batch_size=size, seed=2)) for r in s])
+        assert len(set(map(tuple, orders))) == epochs + 1
+
+
+def test_learning_rate():
+    """Guards against: a rate that rises where it should fall (RAM's lr 5.5e-8, final_lr 1.1e-6)."""
+    recipe = Recipe(lr=1e-3, lr_end=1e-4, warmup=0.2)
+    rates = [rate(i, 10, recipe) for i in range(10)]
+    assert rates[:2] == pytest.approx([0.5, 1.0]) and rates[-1] == pytest.approx(0.1)
+    assert all(a > b for a, b in zip(rates[1:], rates[2:]))
+    assert rate(0, 1, recipe) == 1
+
+
+@pytest.mark.parametrize("train", [lambda m: sft(m, examples(9), STEADY), lambda m: dpo(m, pairs(9), STEADY, beta=0.1)],
+                         ids=["sft", "dpo"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_non_finite_loss_stops(train, bad):
+    """Guards against: a run that goes on with NaN weights (TRL #1199). The message names the stage, the step and the rows."""
+    model = tiny_gpt()
+    with torch.no_grad():
+        model.norm.weight[0] = bad
+    with pytest.raises(UserError, match=r"(sft|dpo).*step 0.*rows \[\d"):
+        train(model)
+
+
+def test_non_finite_gradient_stops(model):
+    """Guards against: a loss that looks well while its gradient turns every weight into NaN: sqrt at 0."""
+    def loss_fn(rows):
+        return (model.norm.weight.sum() * 0).sqrt(), {}
+    with pytest.raises(UserError):
+        fit(model, [[(loss_fn, [0], 1.0)]], STEADY, name="sft")
+
+
+def test_dropout_ends_with_training():
+    """Guards against: answers written with dropout still on; dropout that is never on."""
+    model, plain = tiny_gpt(), tiny_gpt()
+    logs = [sft(m, examples(8), Recipe(dropout=d)) for m, d in ((model, 0.5), (plain, 0.0))]
+    assert logs[0][0]["loss"] != logs[1][0]["loss"]
+    assert not model.training and model.dropout == 0
+    ids = torch.arange(20)[None]
+    assert torch.equal(model(ids), model(ids))
+
+
+@pytest.mark.parametrize("train", [
+    lambda model, recipe: sft(model, examples(9), recipe),
+    lambda model, recipe: dpo(model, pairs(9), recipe, beta=0.1, replay=examples(9, 2), replay_size=2),
+], ids=["sft", "dpo"])
+def test_same_seed_same_weights(train):
+    """Guards against: a seed that is ignored (torchtune #2335). Bit by bit."""
+    models = [tiny_gpt() for _ in range(3)]
+    for model, seed in zip(models, (5, 5, 6)):
+        train(model, Recipe(dropout=0.1, lr=1e-3, epochs=2, batch_size=4, seed=seed))
+    a, b, c = map(weights, models)
+    assert same(a, b) and not same(a, c)
+
+
+def test_muon_moves_every_weight(model):
+    """Guards against: a parameter that no optimizer owns, or that two own."""
+    before = weights(model)
+    log = sft(model, examples(8), Recipe(epochs=10, lr=1e-2, lr_end=1e-3, muon=True))
+    assert log[-1]["loss"] < log[0]["loss"]
+    assert not any(torch.equal(p, before[n]) for n, p in model.named_parameters())

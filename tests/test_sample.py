@@ -1,0 +1,331 @@
+"""sample.py: what is drawn depends on the request alone, follows the distribution asked for, and keeps its EOS."""
+import random
+from collections import Counter
+
+import pytest
+import torch
+
+import sample
+from conftest import flat_gpt, tiny_gpt
+from data import UserError
+from sample import Completion, Sampling, generate, new_prompts, pick, refusal, respond, rouge_l, uniforms
+
+DRAW = Sampling(24, temperature=1.0, top_p=0.9)
+GREEDY = Sampling(24, temperature=0)
+
+
+def ragged(count: int, *, prefix: int = 0) -> list[list[int]]:
+    rng = random.Random(count)
+    shared = [rng.randrange(4, 260) for _ in range(prefix)]
+    return [shared + [rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)]
+
+
+@pytest.fixture
+def model():
+    """Doubles, so that rounding in another batch shape cannot tip a draw."""
+    return tiny_gpt().double()
+
+
+@pytest.fixture
+def chat(chat):
+    chat.eos_ids = list(range(30))                              # answers of very different lengths
+    return chat
+
+
+@torch.no_grad()
+def alone(model, chat, prompt: list[int]) -> list[int]:
+    """Greedy decoding spelt out: no cache, no batch, no padding."""
+    tokens: list[int] = []
+    while len(tokens) < GREEDY.max_new_tokens and not (tokens and tokens[-1] in chat.eos_ids):
+        tokens.append(int(model.logits(model(torch.tensor([prompt + tokens])))[0, -1].argmax()))
+    return tokens
+
+
+# ---- the same text, however it is batched ----
+
+@pytest.mark.parametrize("prefix", [0, 40])
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_batched_equals_alone(model, chat, prefix, slots):
+    """Guards against: logits read at a pad (lucidrains), pads seen by shorter rows (unsloth #3699, reasoning-from-scratch
+    #33), a refilled slot that keeps its old row, a shared prefix read wrongly."""
+    prompts = ragged(12, prefix=prefix)
+    found = generate(model, chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
+    expected = [alone(model, chat, p) for p in prompts]
+    assert [c.tokens for c, in found] == expected
+    assert len({len(t) for t in expected}) > 3, "the test wants answers of different lengths"
+
+
+@pytest.mark.parametrize("slots", [1, 4, 5, 11])
+def test_batch_size_and_refill_change_no_draw(model, chat, slots):
+    """Guards against: randomness that belongs to the batch, so that another --slots or a resume draws other texts."""
+    prompts = ragged(10, prefix=8)
+    whole = generate(model, chat, prompts, DRAW, key="k", n=3)
+    assert generate(model, chat, prompts, Sampling(24, top_p=0.9, slots=slots), key="k", n=3) == whole
+
+
+def test_company_changes_no_draw(model, chat):
+    """Guards against: a shared prefix, or its absence, that reaches into what is drawn."""
+    prompts = [*ragged(4, prefix=20), [5, 6, 7]]
+    whole = generate(model, chat, prompts, DRAW, key="k", names="abcde")
+    assert generate(model, chat, prompts[:4], DRAW, key="k", names="abcd") == whole[:4]
+    for prompt, name, found in zip(prompts, "abcde", whole):
+        assert generate(model, chat, [prompt], DRAW, key="k", names=[name]) == [found]
+
+
+def test_prompts_of_one_token_and_prompts_inside_prompts(model, chat):
+    """Guards against: a prefix that swallows the whole of a prompt."""
+    prompts = [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]]
+    assert [c.tokens for c, in generate(model, chat, prompts, GREEDY, key="k")] == [alone(model, chat, p) for p in prompts]
+    assert generate(model, chat, [], GREEDY, key="k") == []
+
+
+def test_same_key_same_draws(model, chat):
+    """Guards against: a seed that is ignored (torchtune #2335)."""
+    prompts = ragged(6)
+    first = generate(model, chat, prompts, DRAW, key="0 answers 1", n=2)
+    assert generate(model, chat, prompts, DRAW, key="0 answers 1", n=2) == first
+    assert generate(model, chat, prompts, DRAW, key="1 answers 1", n=2) != first
+
+
+def test_limit_changes_no_draw(model, chat):
+    """Guards against: numbers that depend on how many were asked for."""
+    short, long = (generate(model, chat, ragged(6), Sampling(m, top_p=0.9), key="k") for m in (5, 24))
+    assert [c.tokens for c, in short] == [c.tokens[:5] for c, in long]
+
+
+# ---- the end of an answer ----
+
+def test_eos_is_kept(chat):
+    """Guards against: a stripped stop token (nanochat), so that DPO never teaches where to stop."""
+    found = generate(flat_gpt({0: 2, 1: 2, 50: 3, 51: 3}), chat, ragged(40), Sampling(200), key="k")
+    assert {c.tokens[-1] for c, in found} == {0, 1}             # any of several EOS ids ends
+    for completion, in found:
+        assert completion.finished
+        assert not set(completion.tokens[:-1]) & {0, 1}
+
+
+def test_limit_is_not_an_end(chat):
+    """Guards against: answers cut off at the limit and passed on as complete (TRL #1025)."""
+    (endless,), = generate(flat_gpt({50: 1}), chat, [[7]], Sampling(9), key="k")
+    assert endless == Completion([50] * 9, False)
+    found = [c for c, in generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")]
+    assert all(c.finished == (c.tokens[-1] == 0) for c in found)
+    assert {(len(c.tokens), c.finished) for c in found} == {(1, True), (2, True), (3, True), (3, False)}
+
+
+def test_stop_rule(chat):
+    """Guards against: verdicts that run on after their score, and a stop rule that is asked about other rows' text."""
+    chat.eos_ids, asked = [0], []
+    a, b, newline = (chat.tokenizer.token_to_id(c) for c in "abĊ")
+
+    def stop(text: str) -> bool:
+        asked.append(text)
+        return text.endswith("a\n")
+
+    found = [c for c, in generate(flat_gpt({a: 1, b: 1, newline: 2}), chat, [[7]] * 50, Sampling(60), key="k", stop=stop)]
+    texts = [chat.decode(c.tokens) for c in found]
+    assert all(c.finished and t.endswith("a\n") and t.count("a\n") == 1 for c, t in zip(found, texts))
+    assert all(text.endswith("\n") for text in asked)
+
+
+def test_vocabulary_wider_than_the_tokenizer(chat):
+    """Guards against: an index error when a model with padded embeddings (qwen2, qwen3) draws an id that has no text."""
+    chat.eos_ids = [0]
+    (found,), = generate(flat_gpt({300: 1}, vocab=320), chat, [[7]], Sampling(4), key="k", stop=lambda t: True)
+    assert found == Completion([300] * 4, False)
+
+
+def test_response_never_holds_the_prompt(chat):
+    """Guards against: lucidrains' `out != pad & ~prompt_mask`, which lets the prompt leak into the response."""
+    prompts = [[200 + i, 210, 220] for i in range(8)]
+    for group in generate(flat_gpt({0: 1, 60: 1, 61: 2}), chat, prompts, DRAW, key="k", n=2):
+        assert all(set(c.tokens) <= {0, 60, 61} for c in group)
+
+
+def test_first_tokens_of_n_answers_differ(chat):
+    """Guards against: N copies of one answer. False alarm: 260 ** -15 = 6e-37, on one fixed key."""
+    (group,) = generate(flat_gpt({i: 1 for i in range(260)}), chat, [[7]], Sampling(1), key="k", n=16)
+    assert len({c.tokens[0] for c in group}) > 8
+
+
+def test_streaming_shows_every_token(model, chat):
+    """Guards against: a streamed answer that is not the answer."""
+    shown = []
+    (found,), = generate(model, chat, [[7, 8, 9]], DRAW, key="k", on_token=shown.append)
+    assert shown == found.tokens
+
+
+def test_prompt_longer_than_the_context(chat):
+    """Guards against: silent truncation, and positions past the end of RoPE."""
+    model = tiny_gpt(max_position_embeddings=32)
+    generate(model, chat, [[7] * 22], Sampling(10), key="k")
+    with pytest.raises(UserError, match="context of 32"):
+        generate(model, chat, [[7], [7] * 23], Sampling(10), key="k")
+
+
+def test_respond_carries_the_drawn_ids(model, chat):
+    """Guards against: decoded text that is tokenised again, and answers filed under another prompt."""
+    texts = ["one", "two words", "three short words"]
+    found = respond(model, chat, texts, DRAW, key="k", n=2, label=None)
+    groups = generate(model, chat, [chat.prompt(t) for t in texts], DRAW, key="k", n=2)
+    assert [(c.id, c.sample, c.prompt) for c in found] == [(i, s, t) for i, t in enumerate(texts) for s in range(2)]
+    assert [(c.tokens, c.finished) for c in found] == [tuple(c) for group in groups for c in group]
+
+
+# ---- distributions ----
+
+def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> torch.Tensor:
+    """How often each token is drawn for evenly spread u: exact to one draw, so nothing here is left to luck."""
+    u = (torch.arange(draws) + 0.5) / draws
+    tokens = pick(torch.tensor(probs).log().expand(draws, -1), u, sampling)
+    return torch.bincount(tokens, minlength=len(probs)) / draws
+
+
+def assert_shares(found: torch.Tensor, expected: list[float]) -> None:
+    expected = torch.tensor(expected)
+    torch.testing.assert_close(found, expected / expected.sum(), atol=2e-4, rtol=0)
+    assert not found[expected == 0].any(), "a token outside of the kept set was drawn"
+
+
+KEPT = [
+    (dict(), [5, 25, 15, 40, 12, 3]),
+    (dict(top_p=0.39), [0, 0, 0, 40, 0, 0]), (dict(top_p=0.41), [0, 25, 0, 40, 0, 0]),
+    (dict(top_p=0.7), [0, 25, 15, 40, 0, 0]), (dict(top_p=0.9), [0, 25, 15, 40, 12, 0]),
+    (dict(top_p=0.96), [5, 25, 15, 40, 12, 0]), (dict(top_p=0.999), [5, 25, 15, 40, 12, 3]),
+    (dict(top_k=1), [0, 0, 0, 1, 0, 0]), (dict(top_k=3), [0, 25, 15, 40, 0, 0]), (dict(top_k=99), [5, 25, 15, 40, 12, 3]),
+    (dict(top_k=3, top_p=0.6), [0, 25, 0, 40, 0, 0]), (dict(top_k=3, top_p=0.9), [0, 25, 15, 40, 0, 0]),
+    (dict(temperature=0.5), [25, 625, 225, 1600, 144, 9]), (dict(temperature=0.5, top_p=0.6), [0, 0, 0, 1, 0, 0]),
+    (dict(temperature=0), [0, 0, 0, 1, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("how, kept", KEPT, ids=str)
+def test_distribution(how, kept):
+    """Guards against: top-p that is one token short or long, top-k after top-p, temperature applied to probabilities."""
+    assert_shares(shares([0.05, 0.25, 0.15, 0.40, 0.12, 0.03], Sampling(1, **how)), kept)
+
+
+@pytest.mark.parametrize("top_p, size", [(0.101, 21), (0.301, 61), (0.9001, 181), (0.99999, 200)])
+def test_wide_nucleus(top_p, size):
+    """Guards against: a nucleus cut at the first few tokens looked at."""
+    steps = [1 + 1e-6 * (200 - i) for i in range(200)]          # nearly equal, and yet in a definite order
+    found = shares([s / sum(steps) for s in steps], Sampling(1, top_p=top_p), draws=100_000)
+    assert_shares(found, [s if i < size else 0 for i, s in enumerate(steps)])
+    assert (found[:size] > 0).all()
+
+
+def test_wide_and_narrow_rows_together():
+    """Guards against: rows mixed up where only some of a batch need the nucleus."""
+    wide, narrow, draws = torch.zeros(100), torch.full((100,), -9.0), 3000
+    narrow[70] = 9.0
+    logits = torch.stack([wide, narrow] * draws)
+    tokens = pick(logits, uniforms(["k"], 2 * draws)[0], Sampling(1, top_p=0.5))
+    assert (tokens[1::2] == 70).all()
+    assert len(tokens[0::2].unique()) == 50
+
+
+def test_top_k_beyond_the_first_look():
+    """Guards against: top_k silently capped."""
+    found = shares([1 / 100] * 100, Sampling(1, top_k=60))
+    assert (found > 0).sum() == 60
+
+
+def test_numbers_are_uniform_and_belong_to_the_name():
+    """Guards against: u = 1 (an index past the end) and requests that share their numbers. 99.99 % point of chi2(99): 161."""
+    u = uniforms([f"0 answers 1 {i} {s}" for i in range(500) for s in range(4)], 20)
+    assert u.min() >= 0 and u.max() < 1
+    for numbers in (u.flatten(), u[:, 0], u[0::4].flatten()):
+        counts = torch.histc(numbers, 100, 0, 1)
+        assert ((counts - counts.mean()) ** 2 / counts.mean()).sum() < 161
+    assert len({tuple(row) for row in u.tolist()}) == len(u)
+    assert abs(torch.corrcoef(torch.stack((u[:-1, 0], u[1:, 0])))[0, 1]) < 0.1
+    assert torch.equal(uniforms(["a", "b"], 9)[1:, :4], uniforms(["b"], 4))
+
+
+def test_generate_follows_the_distribution(chat):
+    """Guards against: a sampler that is right alone and wrong in the loop. 99.99 % point of chi2(3): 21.1, on one key."""
+    weights = {40: 0.1, 41: 0.2, 42: 0.3, 43: 0.4}
+    found = generate(flat_gpt(weights), chat, [[7], [8]], Sampling(20), key="k", n=50)
+    counts = Counter(t for group in found for c in group for t in c.tokens)
+    assert set(counts) == set(weights) and counts.total() == 2000
+    assert sum((counts[t] - 2000 * w) ** 2 / (2000 * w) for t, w in weights.items()) < 21.1
+
+
+# ---- new prompts ----
+
+def brute_rouge_l(a: list[str], b: list[str]) -> float:
+    row = [0] * (len(b) + 1)
+    for x in a:
+        row, before = [0], row
+        for j, y in enumerate(b):
+            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+    return 2 * row[-1] / (len(a) + len(b))
+
+
+def test_rouge_l():
+    """Guards against: a bit trick that nobody checked."""
+    rng = random.Random(0)
+    for _ in range(300):
+        texts = [[rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 90))))] for _ in range(4)]
+        assert rouge_l(texts[0], texts[1:]) == pytest.approx(max(brute_rouge_l(texts[0], o) for o in texts[1:]))
+    assert rouge_l(["a"], []) == 0
+
+
+REFUSED = [
+    ("Name three fruits.", False, "unfinished"), ("Name fruits.", True, "length"), ("", True, "length"),
+    ("a " * 151, True, "length"), ("count  UP to four", True, "duplicate"), ("Please draw a cat.", True, "keyword"),
+    ("Look at this image: what is it?", True, "keyword"),
+    ("Please count up to four", True, "similar"), ("Name three fruits.", True, None), ("Drawing is fun, why?", True, None),
+]
+
+
+@pytest.mark.parametrize("text, finished, reason", REFUSED, ids=str)
+def test_refusal(text, finished, reason):
+    """Guards against: copies, fragments and tasks that no text model can do, taken as new prompts."""
+    seed = "Count up to four"
+    assert refusal(text, finished, {seed.lower()}, [seed.lower().split()], 0.7) == reason
+
+
+@pytest.fixture
+def scripted(monkeypatch, chat):
+    """Makes the model write these texts, in turn, whatever it is asked; returns the list and the log of what it read."""
+    texts, read = [], []
+
+    def write(model, chat, prompts, sampling, *, n=1, **_):
+        read.extend(chat.decode(p) for p in prompts)
+        lines = (texts[(len(read) * n + i) % len(texts)] for i in range(len(prompts) * n))
+        tokens = [chat.tokenizer.encode(line).ids for line in lines]
+        return [[Completion(t, True) for t in tokens[i * n:(i + 1) * n]] for i in range(len(prompts))]
+
+    monkeypatch.setattr(sample, "generate", write)
+    return texts, read
+
+
+def test_new_prompts_are_new(scripted, chat):
+    """Guards against: Oxen's decode, where the few-shot prompts came back as new ones; and held-out prompts trained on."""
+    texts, read = scripted
+    seeds = [f"Seed task number {i}." for i in range(12)]
+    texts += [f"New task number {i}.\nTask: more" for i in range(30)] + seeds + ["held  OUT task.", "New task number 3."] * 4
+    found, refused = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."])
+    kept = [" ".join(t.lower().split()) for t in found]
+    assert len(found) == len(set(kept)) == 20
+    assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
+    assert all(t.startswith("New task number") and "\n" not in t for t in found)
+    assert all(shot.count("Task:") == 9 and shot.endswith("Task:") for shot in read)
+
+
+def test_new_prompts_that_never_come(scripted, chat):
+    """Guards against: lucidrains' data loop, which never ends; insight-bench #17, infinite retry."""
+    texts, _ = scripted
+    texts.append("no")
+    with pytest.raises(UserError, match="length"):
+        new_prompts(None, chat, ["Seed task one."] * 3, 20, DRAW, key="k", rouge=1.0)
+
+
+def test_new_prompts_by_a_model(chat):
+    """Guards against: the scripted tests above passing where the real call does not; same key, same prompts."""
+    letters = {chat.tokenizer.token_to_id(c): w for c, w in (("a", 2), ("b", 2), ("Ġ", 3), ("Ċ", 0.3))}
+    one, other, third = (new_prompts(flat_gpt(letters), chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0)[0]
+                         for key in ("k", "k", "m"))
+    assert one == other != third and len(set(one)) == 8
+    assert all(set(text) <= set("ab ") for text in one)
