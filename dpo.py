@@ -208,10 +208,12 @@ def pair_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
 
 
 def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: float, replay: Sequence[Example] = (),
-        replay_size: int = 0, name: str = "dpo") -> list[dict]:
+        replay_size: int = 0, nll: float = 0.0, name: str = "dpo") -> list[dict]:
     """M_t -> M_{t+1}, in place, with the frozen M_t as reference; returns the log.
 
     `replay_size` seed judge examples join every step as an SFT term: without them the judge is forgotten.
+    `nll` weighs the chosen answer's mean negative log-prob a token (Iterative RPO, Pang et al. 2024, eq. 1): DPO alone
+    may widen the margin by pushing both answers down.
     """
     reference = reference_logps(model, pairs, recipe)
     lengths = pair_lengths(pairs)
@@ -220,7 +222,8 @@ def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: fl
         chosen, rejected = pair_logps(model, [pairs[r] for r in batch])
         ref_chosen, ref_rejected = reference[batch].unbind(1)
         margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)).detach()
-        return dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta).sum(), {
+        keep = -chosen / torch.tensor([len(pairs[r][0].response) for r in batch], device=chosen.device)
+        return (dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta) + nll * keep).sum(), {
             "dpo_loss": -F.logsigmoid(margin).sum(), "margin": margin.sum(), "accuracy": (margin > 0).sum(),
             "chosen_change": (chosen - ref_chosen).detach().sum(), "rejected_change": (rejected - ref_rejected).detach().sum()}
 

@@ -59,9 +59,9 @@ def judge_text(rubric: str, prompt: str, response: str) -> str:
     return "".join({"{prompt}": prompt, "{response}": response}.get(p, p) for p in parts)
 
 
-def judge_example(chat: Chat, rubric: str, row: dict) -> Example:
-    """One EFT example {"prompt", "response", "verdict"}: what the judge is asked, and what it should write."""
-    return chat.example(judge_text(rubric, row["prompt"], row["response"]), row["verdict"])
+def judge_examples(chat: Chat, rubric: str, rows: Sequence[dict]) -> list[Example]:
+    """EFT rows {"prompt", "response", "verdict"}: what the judge is asked, and what it should write."""
+    return [chat.example(judge_text(rubric, r["prompt"], r["response"]), r["verdict"]) for r in rows]
 
 
 def parse_score(verdict: str) -> float | None:

@@ -15,6 +15,7 @@ Shapes: B slots, T tokens, V vocabulary, P prompts, N answers a prompt, M larges
 import copy
 import hashlib
 import random
+import sys
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -324,13 +325,6 @@ def say(model: GPT, chat: Chat, messages: list[dict], sampling: Sampling, key: s
     return shown.strip()
 
 
-def next_line() -> str | None:
-    try:
-        return input("> ")
-    except EOFError:
-        return print()                                              # Ctrl-D: None
-
-
 def main() -> None:
     parser = asking("Ask a model, or chat with it.")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
@@ -342,10 +336,13 @@ def main() -> None:
         say(model, chat, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
         return
     print("Chat with", args.model, "- an empty line starts anew, Ctrl-D ends.")
-    while (line := next_line()) is not None:
-        messages = messages + [{"role": "user", "content": line}] if line.strip() else []
+    print("> ", end="", flush=True)
+    for line in sys.stdin:
+        messages = messages + [{"role": "user", "content": line.strip()}] if line.strip() else []
         if messages:
             messages.append({"role": "assistant", "content": say(model, chat, messages, sampling, f"{args.seed} {len(messages)}")})
+        print("> ", end="", flush=True)
+    print()
 
 
 if __name__ == "__main__":

@@ -31,14 +31,14 @@ from data import (Candidate, Chat, Example, Pair, UserError, command, drop_long,
                   read_prompts, read_ranked, read_texts, write_jsonl, write_whole)
 from dpo import Recipe, dpo, sft
 from evaluate import Exam, line, measure, table, worked_example
-from judge import attach, choose_pairs, judge_example, mean, read_rubric, score
+from judge import attach, choose_pairs, judge_examples, mean, read_rubric, score
 from model import GPT, load, pick_device, pick_dtype, save
 from sample import Sampling, new_prompts, respond, sampling_copy
 
 SEED = Path(__file__).parent / "seed"
 # The toy needs other numbers than a 70B model: a hundred times smaller data, weights that may move much further.
-TOY = dict(n_prompts=1024, temperature=1.0, prompt_temperature=1.0, top_p=0.9, max_new_tokens=40, max_verdict_tokens=32,
-           sft_lr=2e-3, sft_epochs=1, dpo_lr=5e-4, dpo_epochs=2, batch_size=32, dropout=0.0, replay=16, rouge=1.0,
+TOY = dict(n_prompts=1024, temperature=1.0, prompt_temperature=1.0, top_p=0.95, max_new_tokens=40, max_verdict_tokens=32,
+           sft_lr=2e-3, dpo_lr=1e-3, dpo_epochs=3, beta=0.3, nll=1.0, batch_size=32, dropout=0.0, replay=24, rouge=1.0,
            tokens=4096, slots=512, exam=400, seed_limit=2000, dtype="fp32")
 
 
@@ -69,10 +69,11 @@ class Config:
     rouge: float = setting(0.7, "refuse a new prompt whose ROUGE-L with an earlier one reaches this; 1 refuses copies only")
     max_new_tokens: int = setting(192, "limit of an answer or a prompt", 1)
     max_verdict_tokens: int = setting(192, "limit of a verdict", 1)
-    seed_limit: int = setting(400, "at most this many IFT and this many EFT examples", 0)
+    seed_limit: int = setting(200, "at most this many IFT and this many EFT examples", 0)
     sft_epochs: int = setting(1, "passes over the seed data", 1)
     sft_lr: float | None = setting(None, "peak learning rate of SFT, falls to a fifth [the paper's 5.5e-6 x 8192 / hidden size]")
     beta: float = setting(0.1, "of DPO: how dearly it pays to leave the reference M_t", 0)
+    nll: float = setting(0.0, "weight of the chosen answer's negative log-prob in DPO (Iterative RPO); 0 is plain DPO", 0)
     dpo_epochs: int = setting(1, "passes over the pairs", 1)
     dpo_lr: float | None = setting(None, "peak learning rate of DPO, falls to a tenth [the paper's 1e-6 x 8192 / hidden size]")
     batch_size: int = setting(16, "examples or pairs a step", 1)
@@ -112,8 +113,7 @@ def parse() -> tuple[Config, argparse.Namespace]:
 # ---- files ----
 def check_run(config: Config, run: Path) -> None:
     """Raises UserError where the run directory was made with other settings."""
-    now = asdict(config)
-    before = read_json(run / "config.json").get("settings", now)
+    before = read_json(run / "config.json").get("settings", now := asdict(config))
     changed = sorted(k for k in {*before, *now} - {"iters", "device"} if before.get(k) != now.get(k))
     if changed:
         raise UserError(f"{run} was made with other settings ({', '.join(changed)}); give --run another name or delete it.")
@@ -126,17 +126,11 @@ def record_run(config: Config, run: Path, device: torch.device) -> None:
     write_whole(run / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-class Seeds(NamedTuple):
-    """What people gave: examples to learn from, prompts to imitate, and an exam that training never sees."""
-
-    ift: list[dict]
-    eft: list[dict]
-    prompts: list[str]
-    exam: Exam
+Seeds = NamedTuple("Seeds", [("ift", list[dict]), ("eft", list[dict]), ("prompts", list[str]), ("exam", Exam)])
 
 
 def gather(config: Config, toy: bool) -> Seeds:
-    """The seed data: files, and for the toy what its people wrote. Of real prompts a fixed fifth is held out."""
+    """The seed data: files, and for the toy what its people wrote. Of real prompts a fixed fifth is held out for the exam."""
     limit, rng = config.seed_limit, random.Random(f"people {config.seed}")
     ift = read_texts(config.ift, "prompt", "response") if config.ift else world.ift_examples(limit, rng) if toy else []
     eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else world.eft_examples(limit, rng) if toy else []
@@ -162,7 +156,7 @@ class Context:
     config: Config
     run: Path
     chat: Chat
-    rubric: str
+    rubric: str                 # the judge prompt
     seeds: Seeds
     device: torch.device
     dtype: torch.dtype
@@ -185,9 +179,6 @@ class Context:
         with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}) + "\n")
 
-    def judge_examples(self) -> list[Example]:
-        return [judge_example(self.chat, self.rubric, row) for row in self.seeds.eft]
-
 
 def stage(ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], str]]) -> list[dict]:
     """The rows of one stage: from its file where there is one, else made, written and told in one line.
@@ -205,7 +196,7 @@ def stage(ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], 
 def first_model(ctx: Context, model: GPT) -> None:
     """M_0 -> M_1: SFT on instruction and judge examples; without seed data M_1 is M_0."""
     c, started, told = ctx.config, time.time(), "no seed data, so M1 is the base model"
-    examples = [ctx.chat.example(r["prompt"], r["response"]) for r in ctx.seeds.ift] + ctx.judge_examples()
+    examples = [ctx.chat.example(r["prompt"], r["response"]) for r in ctx.seeds.ift] + judge_examples(ctx.chat, ctx.rubric, ctx.seeds.eft)
     examples = drop_long(examples, model.config.max_position_embeddings, ctx.say)
     if examples:
         log = sft(model, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed))
@@ -277,7 +268,8 @@ def improve(ctx: Context, model: GPT, pairs: list[Pair], t: int) -> None:
         prompts = [ctx.chat.prompt(p.chosen.prompt) for p in pairs]
         rows = [(Example(x, p.chosen.tokens), Example(x, p.rejected.tokens)) for x, p in zip(prompts, pairs)]
         recipe = ctx.recipe(model, c.dpo_lr, paper=1e-6, fall=10, epochs=c.dpo_epochs, seed=1000 * t + c.seed)
-        log = dpo(model, rows, recipe, beta=c.beta, replay=ctx.judge_examples() if c.replay else (), replay_size=c.replay)
+        replay = judge_examples(ctx.chat, ctx.rubric, ctx.seeds.eft) if c.replay else ()
+        log = dpo(model, rows, recipe, beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
         save(model, folder, source=ctx.run / f"M{t}")
         first, last = log[0], {k: mean([row[k] for row in log[-len(log) // 10:]]) for k in log[0]}      # of the last tenth
         return log, (f"{len(log)} steps, loss {first['dpo_loss']:.3f} > {last['dpo_loss']:.3f}, accuracy {last['accuracy']:.2f}, "

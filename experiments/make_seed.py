@@ -63,17 +63,36 @@ def fresh(config: GPTConfig, *, seed: int) -> GPT:
     return model
 
 
+def joined(texts: list[list[int]], rng: random.Random) -> list[Example]:
+    """Rows of two to four texts each, so that a task is known in the middle of a context and not only at its beginning."""
+    texts, rows = list(texts), []
+    while texts:
+        rows.append(Example([], sum((texts.pop() for _ in range(min(len(texts), rng.randrange(2, 5)))), [])))
+    return rows
+
+
 def make_seed(folder: Path, say: Callable[[str], None], documents: int = 480_000) -> None:
-    """Trains the toy base model M_0 from scratch on raw text of the toy world, and writes it as a HF directory."""
+    """Trains the toy base model M_0 from scratch on raw text of the toy world, and writes it as a HF directory.
+
+    Two phases: single texts, then a fifth as many in rows of two to four (a document's own start is otherwise the only
+    place where the model finds a task, and half of the judge is lost when SFT puts a rubric in front).
+    """
     tokenizer = train_tokenizer()
-    texts = tokenizer.encode_batch(corpus(documents, random.Random("corpus")))
+
+    def read(count: int, name: str) -> list[list[int]]:
+        return [e.ids + [0] for e in tokenizer.encode_batch(corpus(count, random.Random(name)))]
+
+    texts = read(documents, "corpus")
     config = GPTConfig(vocab_size=VOCABULARY, hidden_size=96, intermediate_size=256, num_hidden_layers=4, num_attention_heads=3,
                        num_key_value_heads=3, head_dim=32, max_position_embeddings=512)
     config.raw = {**config.to_hf(torch.float16), "world": "toy", "eos_token_id": 0}
     model = fresh(config, seed=0)
-    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(len(e.ids) for e in texts):,} tokens")
-    sft(model, [Example([], e.ids + [0]) for e in texts], name="M0",
+    say(f"{sum(p.numel() for p in model.parameters()):,} parameters, {sum(map(len, texts)):,} tokens")
+    sft(model, [Example([], text) for text in texts], name="M0, texts",
         recipe=Recipe(batch_size=128, lr=0.01, lr_end=2e-4, warmup=0.02, tokens=4096, muon=True))
+    rng = random.Random("corpus 2")
+    sft(model, joined(read(documents // 5, "corpus 2"), rng), name="M0, rows of texts",
+        recipe=Recipe(batch_size=48, lr=4e-3, lr_end=1e-4, warmup=0.05, tokens=4096, muon=True))
     save(model, folder, dtype=torch.float16)
     chat = ("{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{{ '<|end|>' if m.role == 'assistant' else '\n' }}{% endfor %}"
             "{% if add_generation_prompt %}<|assistant|>\n{% endif %}")

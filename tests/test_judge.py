@@ -6,7 +6,7 @@ import pytest
 import judge
 from conftest import ROOT, flat_gpt
 from data import Candidate, UserError
-from judge import (RUBRIC, attach, choose_pair, choose_pairs, judge_example, judge_text, pairwise_accuracy, parse_score,
+from judge import (RUBRIC, attach, choose_pair, choose_pairs, judge_examples, judge_text, pairwise_accuracy, parse_score,
                    rank_answers, read_rubric, score, score_line_done)
 from sample import Completion, Sampling
 
@@ -80,7 +80,7 @@ def test_rubrics_give_no_score_away(rubric):
 
 def test_judge_example_is_what_the_judge_is_asked(chat):
     """Guards against: EFT that trains another format than judging uses."""
-    example = judge_example(chat, RUBRIC, {"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"})
+    example = judge_examples(chat, RUBRIC, [{"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"}])[0]
     assert example.prompt == chat.prompt(judge_text(RUBRIC, "x", "y"))
     assert chat.decode(example.response) == "Good.\nScore: 4" and example.response[-1] == chat.eos
 
