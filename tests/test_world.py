@@ -9,7 +9,7 @@ from conftest import ROOT
 from data import Chat
 from experiments.make_seed import corpus
 from judge import parse_score, read_rubric
-from world import (FLAWS, KINDS, PHRASINGS, POINTS, Draft, demonstration, draw_slots, draw_task, eft_examples, flawed,
+from world import (FLAWS, KINDS, ORDERED, PHRASINGS, POINTS, Draft, demonstration, draw_slots, draw_task, eft_examples, flawed,
                    held_out_prompts, held_out_ranked, ift_examples, oracle, perfect, points, read_task, verdict)
 
 
@@ -43,7 +43,7 @@ def test_perfect_answers_and_single_flaws(family):
         if len(items) > 1:
             assert lost(task, draft._replace(items=items[:-1])) == {"complete"}
         if not task.kind and items != items[::-1]:
-            assert lost(task, draft._replace(items=items[::-1])) == {"exact"}
+            assert lost(task, draft._replace(items=items[::-1])) == ({"exact"} if family in ORDERED else set())
         assert oracle(task.prompt, "") == 0
 
 
@@ -53,7 +53,9 @@ def is_right(task, answer: str) -> bool:
     if not match or match[1] != task.name:
         return False
     items = match[2].split(", ")
-    return items == list(task.items) if not task.kind else len(items) == len(set(items) & set(KINDS[task.kind])) == task.n
+    if not task.kind:
+        return items == list(task.items) if task.family in ORDERED else sorted(items) == sorted(task.items)
+    return len(items) == len(set(items) & set(KINDS[task.kind])) == task.n
 
 
 @pytest.mark.parametrize("flaw", FLAWS)
@@ -65,7 +67,7 @@ def test_flaws_of_the_demonstrations(flaw):
         text = flawed(perfect(task, rng), flaw, task, rng).text()
         assert (oracle(task.prompt, text) == 5) == is_right(task, text), (task, text)
         found += not is_right(task, text)
-    assert found > 200
+    assert found > 100                      # a swap is a mistake in four of the ten families only
 
 
 def test_demonstrations_are_of_mixed_quality():
