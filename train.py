@@ -77,7 +77,7 @@ class Config:
     dpo_epochs: int = setting(1, "passes over the pairs", 1)
     dpo_lr: float | None = setting(None, "peak learning rate of DPO, falls to a tenth [the paper's 1e-6 x 8192 / hidden size]")
     batch_size: int = setting(16, "examples or pairs a step", 1)
-    dropout: float = setting(0.1, "on the residual branches, in training")
+    dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", 0)
     replay: int = setting(0, "judge examples of the seed data mixed into each DPO step, so that judging is not forgotten", 0)
     tokens: int = setting(2048, "tokens of one forward and backward pass; lower it when memory is short", 1)
     slots: int = setting(64, "texts written side by side", 1)
