@@ -262,9 +262,11 @@ def command(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        sys.exit(print(f"error: {error}", file=sys.stderr) or 2)
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit(print("\nstopped", file=sys.stderr) or 130)
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)
 
 
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:

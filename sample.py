@@ -167,10 +167,10 @@ class Slots:
         self.input, self.count, self.live, self.u, self.out = (x[rows] for x in (self.input, self.count, self.live, self.u, self.out))
 
 
-def stopped(slots: Slots, tokens: Tensor, chat: Chat, stop: Callable[[str], bool] | None) -> Tensor:
+def stopped(slots: Slots, tokens: Tensor, chat: Chat, stop: Callable[[str], bool]) -> Tensor:
     """(B,) bool: rows whose text the stop rule accepts. It is asked only after a token that holds a line break."""
     found, breaks = torch.zeros_like(slots.live), chat.newline.to(tokens.device)
-    for row in (slots.live & breaks[tokens.clamp(max=len(breaks) - 1)]).nonzero()[:, 0].tolist() if stop else ():
+    for row in (slots.live & breaks[tokens.clamp(max=len(breaks) - 1)]).nonzero()[:, 0].tolist():
         found[row] = stop(chat.decode(slots.out[row, :int(slots.count[row])].tolist()))
     return found
 
@@ -216,7 +216,7 @@ def generate(model: GPT, chat: Chat, prompts: Sequence[Sequence[int]], sampling:
         tokens = slots.step(model, sampling)
         if on_token:
             on_token(int(tokens[0]))
-        ended = ends[tokens] | stopped(slots, tokens, chat, stop)
+        ended = ends[tokens] | stopped(slots, tokens, chat, stop) if stop else ends[tokens]
         for (p, s), text, row in slots.release(slots.live & (ended | (slots.count == limit))):
             found[p][s] = Completion(text, bool(ended[row]))
             bar.update()
