@@ -8,9 +8,11 @@ Left out on purpose: other tokenizer libraries (tokenizer.json only) and streami
 Shapes: B rows, T tokens (right-padded).
 """
 import argparse
+import gzip
 import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -59,6 +61,33 @@ class Pair:
 
     chosen: Candidate
     rejected: Candidate
+
+
+def lcs(masks: dict[str, int], size: int, words: Sequence[str]) -> int:
+    """Length of the longest common subsequence of `words` and a text of `size` words given as bit masks (Hyyro 2004)."""
+    row = (1 << size) - 1
+    for word in words:
+        both = row & masks.get(word, 0)
+        row = (row + both) | (row - both)
+    return size - (row & ((1 << size) - 1)).bit_count()
+
+
+class Text:
+    """A prompt as lower-case words, with what makes comparing it fast."""
+
+    def __init__(self, text: str):
+        self.words, seen = text.lower().split(), Counter()
+        self.masks: dict[str, int] = {}                             # word -> the places where it stands, as bits
+        self.bag = set()                                            # (word, how often before): a multiset as a set
+        for place, word in enumerate(self.words):
+            self.masks[word] = self.masks.get(word, 0) | 1 << place
+            self.bag.add((word, seen[word]))
+            seen[word] += 1
+
+    def like(self, other: "Text", limit: float) -> bool:
+        """Whether ROUGE-L F1 reaches `limit`. Shared words bound the subsequence, so it is computed only for few texts."""
+        least = limit * (len(self.words) + len(other.words)) / 2
+        return len(self.bag & other.bag) >= least and lcs(self.masks, len(self.words), other.words) >= least
 
 
 class Chat:
@@ -116,10 +145,13 @@ class Chat:
         """Plain text to be continued, with whatever the tokenizer puts in front (BOS)."""
         return self.tokenizer.encode(text).ids
 
+    def response(self, text: str) -> list[int]:
+        """The ids of an answer that somebody else wrote, without EOS."""
+        return self.tokenizer.encode(text if self.has_template else " " + text, add_special_tokens=False).ids
+
     def example(self, prompt: str, response: str) -> Example:
         """One training example; the response is followed by EOS, so that stopping is learnt too."""
-        text = response if self.has_template else " " + response
-        return Example(self.prompt(prompt), self.tokenizer.encode(text, add_special_tokens=False).ids + [self.eos])
+        return Example(self.prompt(prompt), self.response(response) + [self.eos])
 
     def decode(self, ids: Sequence[int]) -> str:
         return self.tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -146,10 +178,11 @@ def read_json(path: Path) -> dict:
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, with their numbers. Raises UserError."""
+    """The lines of a text file (or .gz) that are not blank, with their numbers. Raises UserError."""
     try:
-        lines = [(i, s.strip()) for i, s in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1) if s.strip()]
-    except (OSError, UnicodeDecodeError) as e:
+        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+            lines = [(i, s.strip()) for i, s in enumerate(file, 1) if s.strip()]
+    except (OSError, EOFError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}).") from None
     if not lines:
         raise UserError(f"{path} is empty; one JSON object a line is expected.")
@@ -200,6 +233,54 @@ def read_texts(path: str | Path, *keys: str) -> list[dict]:
     return read_jsonl(path, *keys, wrong=wrong)
 
 
+def exchange(row: dict) -> tuple[str, str] | None:
+    """(prompt, response) of one row of instruction data, whichever of four formats it has; None where it has none.
+
+    Of a conversation the first exchange is taken, as in the paper; a system message stands before the prompt.
+    """
+    if "prompt" in row:
+        found = row["prompt"], row.get("response")
+    elif "instruction" in row:                                                      # Alpaca
+        found = "\n\n".join(str(t) for t in (row["instruction"], row.get("input")) if t), row.get("output")
+    else:                                                                           # messages, or ShareGPT
+        turns = row.get("messages") or row.get("conversations") or []
+        said = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns if isinstance(t, dict)]
+        asked = next((i for i, (who, _) in enumerate(said) if who in ("assistant", "gpt")), 0)
+        found = "\n\n".join(str(text or "") for _, text in said[:asked]), said[asked][1] if said else None
+    return found if all(isinstance(t, str) and t.strip() for t in found) else None
+
+
+def read_ift(path: str | Path) -> list[dict]:
+    """Instruction data -> {"prompt", "response"}: JSONL of prompt/response, Alpaca, messages or ShareGPT. Raises UserError."""
+    def wrong(row: dict) -> str | None:
+        known = "prompt/response, instruction/input/output, messages or conversations"
+        return None if exchange(row) else f"no prompt with an answer; the formats are {known}, and no text may be empty"
+    return [dict(zip(("prompt", "response"), exchange(row))) for row in read_jsonl(path, wrong=wrong)]
+
+
+def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
+    """Open Assistant trees -> instruction data (first turn, reply of rank 0) and groups of ranked first replies.
+
+    What is deleted, not ranked or in another language is passed over. Raises UserError. Source: the paper, section 3.1.
+    """
+    def wrong(row: dict) -> str | None:
+        messages = [row["prompt"], *row["prompt"].get("replies", [])] if isinstance(row["prompt"], dict) else [None]
+        fine = all(isinstance(m, dict) and isinstance(m.get("text"), str) for m in messages)
+        return None if fine else "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
+
+    ift, ranked = [], []
+    usable = lambda m: m.get("lang") == lang and not m.get("deleted")
+    for root in (row["prompt"] for row in read_jsonl(path, "prompt", wrong=wrong) if usable(row["prompt"])):
+        replies = sorted((m for m in root.get("replies", []) if usable(m) and m.get("rank") is not None), key=lambda m: m["rank"])
+        if replies and replies[0]["rank"] == 0:
+            ift.append({"prompt": root["text"], "response": replies[0]["text"]})
+        if len(replies) > 1:
+            ranked.append({"prompt": root["text"], "responses": [m["text"] for m in replies], "ranks": [m["rank"] for m in replies]})
+    if not ranked:
+        raise UserError(f"{path} has no ranked replies in language {lang!r}; see --lang.")
+    return ift, ranked
+
+
 def read_ranked(path: str | Path) -> list[dict]:
     """Groups of answers that people ranked: {"prompt", "responses": [...], "ranks": [...]}, rank 0 is the best."""
     def wrong(row: dict) -> str | None:
@@ -211,44 +292,21 @@ def read_ranked(path: str | Path) -> list[dict]:
     return read_jsonl(path, "prompt", "responses", "ranks", wrong=wrong)
 
 
-def read_prompts(path: str | Path, count: int, *, trip: int) -> list[str]:
-    """The `count` prompts of one trip, one a line: plain text, or JSON objects with a "prompt". Raises UserError."""
+def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -> list[str]:
+    """The `count` prompts of one trip (or all), one a line: plain text, or JSON objects with a "prompt". Raises UserError."""
     lines = [line for _, line in read_lines(path)]
     prompts = [row["prompt"] for row in read_texts(path, "prompt")] if lines[0].startswith("{") else lines
+    count = len(prompts) if count is None else count
     if len(prompts) < count * trip:
         raise UserError(f"{path} has {len(prompts)} prompts, but {count * trip} are needed by iteration {trip}; lower --n-prompts.")
     return prompts[count * (trip - 1):count * trip]
 
 
-def eft_from_ranked(groups: Sequence[dict]) -> list[dict]:
-    """Ranked answers -> judge examples {"prompt", "response", "verdict"}: the best gets 5, the worst 1, evenly between.
-
-    The paper lets the SFT model write the verdict and keeps those that agree with the ranking; this is the bare
-    score line, which a model too small to write a rationale can still learn.
-    """
-    rows = []
-    for group in groups:
-        order = sorted(set(group["ranks"]))
-        for response, rank in zip(group["responses"], group["ranks"]):
-            place = order.index(rank) / max(1, len(order) - 1)          # 0 best ... 1 worst
-            rows.append({"prompt": group["prompt"], "response": response, "verdict": f"Score: {round(5 - 4 * place)}"})
-    return rows
-
-
-def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None]) -> list[Example]:
-    """The examples that fit into `limit` tokens; the others are counted aloud, never cut."""
-    kept = [e for e in examples if len(e.prompt) + len(e.response) <= limit]
-    if len(kept) < len(examples):
-        say(f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {limit} tokens and were left out")
-    return kept
-
-
 def asking(description: str, **texts: str) -> argparse.ArgumentParser:
-    """The arguments that the command lines of sample.py and judge.py share; `texts` are further texts, with their help."""
+    """The arguments that the command lines of sample.py, judge.py and evaluate.py share; `texts` are others, with their help."""
     parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="a Hugging Face directory, for example runs/toy/M4")
     for name, text in texts.items():
-        parser.add_argument("--" + name, help=text)
+        parser.add_argument("--" + name, required=name == "model", help=text)
     parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy [%(default)s]")
     parser.add_argument("--top-p", type=float, default=0.9, help="nucleus [%(default)s]")
     parser.add_argument("--max-new-tokens", type=int, default=256, help="limit of one text [%(default)s]")

@@ -41,7 +41,6 @@ class Recipe:
     dropout: float = 0.0
     tokens: int = 2048          # tokens of one forward and backward pass; a step adds up as many as it needs
     dtype: torch.dtype = torch.float32      # of the arithmetic; weights and sums stay fp32
-    muon: bool = False          # Muon for the matrices, at 5 x lr (pre-training M_0 only)
     seed: int = 0
 
 
@@ -88,6 +87,14 @@ def length(example: Example) -> int:
     return len(example.prompt) + len(example.response)
 
 
+def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None]) -> list[Example]:
+    """The examples that fit into `limit` tokens; the others are counted aloud, never cut."""
+    kept = [e for e in examples if length(e) <= limit]
+    if len(kept) < len(examples):
+        say(f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {limit} tokens and were left out")
+    return kept
+
+
 def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens."""
     batches = []
@@ -114,12 +121,8 @@ def precision(model: GPT, dtype: torch.dtype) -> torch.autocast:
     return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
-def optimizers(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    matrices = [p for n, p in model.layers.named_parameters() if p.ndim == 2] if recipe.muon else []
-    ids = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in ids]
-    found = [torch.optim.AdamW(rest, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
-    return found + ([torch.optim.Muon(matrices, lr=5 * recipe.lr, weight_decay=0.0)] if matrices else [])
+def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    return [torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)]
 
 
 def rate(step: int, steps: int, recipe: Recipe) -> float:
@@ -134,7 +137,8 @@ def check(value: float, what: str, name: str, step: int, rows: list[int]) -> Non
                         f"Lower the learning rate or look at these rows.")
 
 
-def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], recipe: Recipe, *, name: str) -> list[dict]:
+def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], recipe: Recipe, *, name: str,
+        optimizers: Callable[[GPT, Recipe], list[torch.optim.Optimizer]] = adamw) -> list[dict]:
     """Trains `model` in place; returns one dict of figures a step.
 
     A step is a list of (loss function, rows, weight); the loss is the weighted sum over the list, so a step may be
@@ -181,9 +185,10 @@ def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], rec
     return [(loss_fn, batch, 1 / total) for batch in micro_batches(rows, lengths, recipe.tokens)]
 
 
-def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft") -> list[dict]:
+def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft", optimizers=adamw) -> list[dict]:
     """Supervised fine-tuning on the response tokens of `examples`. Changes `model`; returns the log."""
-    return fit(model, [_sft_parts(model, examples, rows, recipe) for rows in plan(len(examples), recipe)], recipe, name=name)
+    return fit(model, [_sft_parts(model, examples, rows, recipe) for rows in plan(len(examples), recipe)], recipe, name=name,
+               optimizers=optimizers)
 
 
 def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:

@@ -2,15 +2,29 @@
 
 In: a model and an `Exam` of prompts and ranked answers that training never saw.  Out: one dict of figures a model.
 Missing is None: a real run has no oracle, so it has no true score.
+
+    python evaluate.py runs/NAME/M4 runs/NAME/M1 --judge runs/NAME/M1 --prompts runs/NAME/exam/M1.jsonl     # head to head
 """
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from data import Candidate, Chat, Pair
-from judge import attach, mean, pairwise_accuracy, rank_answers, score
-from model import GPT
-from sample import Sampling, respond
+from data import Candidate, Chat, Pair, UserError, asking, command, read_prompts
+from judge import attach, interval, judge_figures, mean, rank_answers, read_rubric, score
+from model import GPT, load, pick_device, pick_dtype
+from sample import Sampling, next_probs, respond
 
+COMPARE = """Two answers to one request follow. Which one serves the person who asked better? Reply with one letter, A or B.
+
+Request:
+{}
+
+Answer A:
+{}
+
+Answer B:
+{}"""
 
 # key in metrics.jsonl, heading, how it is shown
 COLUMNS = [("perfect", "perfect", "{:.1%}".format), ("true_score", "true", "{:.2f}".format), ("self_score", "self", "{:.2f}".format),
@@ -43,17 +57,17 @@ def versus(now: Sequence[int | None], before: Sequence[int | None]) -> dict:
 
 
 def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sampling, *, k: int, rubric: str, key: str,
-            before: Sequence[int | None]) -> tuple[dict, list[dict]]:
+            how: str = "sampled", before: Sequence[int | None]) -> tuple[dict, list[dict]]:
     """Figures of one model on the exam, and its answers as rows; `before` holds the previous model's true scores."""
     answers = respond(model, chat, exam.prompts, answering, key=f"{key} answers", n=1, label="exam answers")
-    verdicts = score(model, chat, answers, judging, k=k, rubric=rubric, key=f"{key} verdicts", label="exam verdicts")
+    verdicts = score(model, chat, answers, judging, k=k, rubric=rubric, key=f"{key} verdicts", how=how, label="exam verdicts")
     scored = attach(answers, verdicts)
-    rewards, judged = rank_answers(model, chat, exam.groups, judging, k=k, rubric=rubric, key=f"{key} ranked")
+    rewards, judged = rank_answers(model, chat, exam.groups, judging, k=k, rubric=rubric, key=f"{key} ranked", how=how)
     truth = [true_score(exam, c) for c in scored]
     figures = {
         "true_score": mean(truth), "perfect": mean([None if s is None else float(s == 5) for s in truth]),
         "self_score": mean([c.reward for c in scored]),
-        "judge_pairwise": pairwise_accuracy(rewards, [g["ranks"] for g in exam.groups]),
+        **(judge_figures(rewards, [g["ranks"] for g in exam.groups]) if exam.groups else {}),
         "judge_parse_rate": mean([float(v["score"] is not None) for v in verdicts + judged]),
         "finished_rate": mean([float(c.finished) for c in scored]), "mean_length": mean([len(c.tokens) for c in scored]),
         **versus(truth, before)}
@@ -62,6 +76,59 @@ def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sa
     return figures, rows
 
 
+# ---- head to head ----
+def preferred(judge: GPT, chat: Chat, ours: Sequence[Candidate], theirs: Sequence[Candidate], *, slots: int) -> list[float]:
+    """1, 0.5 or 0 a prompt: our answer is preferred in both orders, in one, in none. The letters' probabilities decide.
+
+    A judge that always likes the first answer so ends in ties, not in wins.
+    """
+    letters = [chat.response(letter)[0] for letter in "AB"]
+    shown = [(x, y) for a, b in zip(ours, theirs) for x, y in ((a, b), (b, a))]
+    asked = [chat.prompt(COMPARE.format(x.prompt, x.response, y.response)) for x, y in shown]
+    first = next_probs(judge, asked, letters, slots=slots, label="comparisons")                          # (2P,2)
+    likes = (first[:, 0] > first[:, 1]).view(-1, 2)
+    return [(float(one) + float(not two)) / 2 for one, two in likes.tolist()]
+
+
+def head_to_head(points: Sequence[float], ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> dict:
+    """Points (1 win, 0.5 tie, 0 loss) -> shares with 95 % bootstrap intervals over prompts, and what length has to do with it.
+
+    `length_controlled` is the mean of our points where our answer is the longer one and where it is not, each counted
+    half, however many there are; None where one of the two never happens.
+    """
+    one = [1.0] * len(points)
+    longer = [len(a.tokens) > len(b.tokens) for a, b in zip(ours, theirs)]
+    halves = [mean([p for p, l in zip(points, longer) if l == which]) for which in (True, False)]
+    shares = {name: [float(p == value) for p in points] for name, value in (("win", 1), ("tie", 0.5), ("lose", 0))}
+    return {"prompts": len(points), **{f"{name}_rate": mean(hits) for name, hits in shares.items()},
+            **{f"{name}_interval": interval(hits, one) for name, hits in shares.items()},
+            "points": mean(points), "points_interval": interval(points, one),
+            "length_controlled": None if None in halves else mean(halves),
+            "mean_length": [mean([len(c.tokens) for c in side]) for side in (ours, theirs)]}
+
+
+def compare(args, device, dtype) -> dict:
+    """Both models answer the prompts of a file; a third, or the oracle of the toy, judges."""
+    prompts, sampling = read_prompts(args.prompts)[:args.count], Sampling(args.max_new_tokens, args.temperature, args.top_p)
+    sides = [respond(load(d, device=device, dtype=dtype), Chat(d), prompts, sampling, key=f"{args.seed}", n=1) for d in (args.ours, args.theirs)]
+    if args.judge == "oracle":
+        from world import oracle  # the truth of the toy; nothing else here needs it
+        given = [[oracle(c.prompt, c.response) if c.finished else 0 for c in side] for side in sides]
+        return {"judge": "oracle", **head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
+    judge, chat, own = load(args.judge, device=device, dtype=dtype), Chat(args.judge), Path(args.judge) / "rubric.txt"
+    scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=read_rubric(own if own.exists() else None), key="", how="expected"))
+              for side in sides]
+    given = [[c.reward for c in side] for side in scored]
+    return {"judge": args.judge, **head_to_head(preferred(judge, chat, *sides, slots=sampling.slots), *sides),
+            "by_score": head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
+
+
+def by_score(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
+    """Points from two scores; a tie where one is missing."""
+    return [0.5 if None in (a, b) else (1 + (a > b) - (a < b)) / 2 for a, b in zip(ours, theirs)]
+
+
+# ---- for people ----
 def table(rows: Sequence[dict]) -> str:
     """The rows of metrics.jsonl as people read them; "-" where a figure is missing."""
     lines = ["model " + "".join(f"{name:>10}" for _, name, _ in COLUMNS)]
@@ -85,3 +152,35 @@ def worked_example(exam: Exam, scored: Sequence[Candidate], pair: Pair) -> str:
         lines.append(f"     {mark:<9} | score {'none' if y.reward is None else f'{y.reward:.2f}'}"
                      f"{'' if truth is None else f' (true {truth})'}  {' '.join(y.response.split())[:100]}")
     return "\n".join(lines)
+
+
+def show(report: dict, heading: str) -> None:
+    share = lambda name: f"{name} {report[f'{name}_rate']:.1%} ({report[f'{name}_interval'][0]:.1%} to {report[f'{name}_interval'][1]:.1%})"
+    control = "none" if report["length_controlled"] is None else f"{report['length_controlled']:.1%}"
+    print(f"{heading}: {share('win')}, {share('tie')}, {share('lose')} | points {report['points']:.1%}, length-controlled {control}")
+
+
+def main() -> None:
+    parser = asking("Head to head: two models answer the same prompts, a judge compares.",
+                    prompts='prompts, plain lines or JSONL with "prompt"', judge='a Hugging Face directory, or "oracle" in the toy world')
+    parser.add_argument("ours", help="a Hugging Face directory")
+    parser.add_argument("theirs", help="the one to compare with")
+    parser.add_argument("--count", type=int, default=100, help="at most this many prompts [%(default)s]")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    args = parser.parse_args()
+    if not args.prompts or not args.judge:
+        raise UserError("give --prompts FILE and --judge DIR (a judge that did not train on these pairs; oracle in the toy world).")
+    device = pick_device(args.device)
+    report = compare(args, device, pick_dtype("auto", device))
+    if args.json:
+        print(json.dumps(report))
+        return
+    show(report, "by truth" if args.judge == "oracle" else "pairwise, both orders")
+    if "by_score" in report:
+        show(report["by_score"], "by score")
+    print("mean score {} against {}, mean length {:.1f} against {:.1f} tokens".format(
+        *("none" if s is None else f"{s:.2f}" for s in report["scores"]), *report["mean_length"]))
+
+
+if __name__ == "__main__":
+    command(main)

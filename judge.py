@@ -1,25 +1,31 @@
 """judge.py: verdict -> number -> pair. The model is its own judge: the same weights that wrote the answers.
 
-In: candidates.  Out: K verdicts each, the candidates with votes and a reward, and preference pairs.
+In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs.
+A score is read in one of two ways: "sampled", the mean of K written verdicts (the paper), or "expected", the mean of the
+digits under their probabilities right after "Score:", in one forward pass: no sampling, cheap, hardly ever tied.
 Two rules keep the numbers honest. A verdict that cannot be read is no score: not 0, not a tie, not a rejected answer.
 And only text that the judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself.
 Left out on purpose: pairwise comparison prompts, retries (an unreadable verdict is counted, not asked for again).
 
     python judge.py --model runs/toy/M4 --prompt "Spell cat for Mia." --response "Mia: c, a, t."
-    python judge.py --model DIR --file ranked.jsonl        # prints pairwise accuracy
+    python judge.py --model DIR --file ranked.jsonl        # the paper's five figures
 """
 import argparse
 import json
 import re
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations, groupby
+from itertools import groupby, permutations
 from pathlib import Path
+
+import numpy as np
+import torch
 
 from data import Candidate, Chat, Example, Pair, UserError, asking, command, read_ranked
 from model import GPT, load, pick_device, pick_dtype
-from sample import Sampling, generate
+from sample import Sampling, generate, next_probs, shared_prefix
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.
@@ -91,18 +97,34 @@ def mean(votes: Sequence[float | None]) -> float | None:
 
 
 def score(model: GPT, chat: Chat, candidates: Sequence[Candidate], sampling: Sampling, *, k: int, rubric: str, key: str,
-          label: str | None = "verdicts") -> list[dict]:
-    """K verdicts on every finished answer, as rows {"id", "sample", "vote", "text", "score"}; score None is unreadable.
+          how: str = "sampled", label: str | None = "verdicts") -> list[dict]:
+    """Verdicts on every finished answer, as rows {"id", "sample", "vote", "text", "score"}; score None is unreadable.
 
+    `how` is "sampled" (K verdicts) or "expected" (one row, without text and with the digits' probabilities).
     An answer that never ended is not judged. Answers to one prompt that read the same are judged once.
     """
     first = {(c.id, c.response): c for c in reversed(candidates) if c.finished}
     asked = [c for c in candidates if first.get((c.id, c.response)) is c]
     prompts = [chat.prompt(judge_text(rubric, c.prompt, c.response)) for c in asked]
+    if how == "expected":
+        return [{"id": c.id, "sample": c.sample, "vote": 0, "text": "", **row}
+                for c, row in zip(asked, expected_scores(model, chat, prompts, slots=sampling.slots, label=label))]
     groups = generate(model, chat, prompts, sampling, key=key, n=k, names=[f"{c.id}.{c.sample}" for c in asked],
                       stop=score_line_done, label=label)
     texts = [(c, vote, chat.decode(v.tokens).strip()) for c, group in zip(asked, groups) for vote, v in enumerate(group)]
     return [{"id": c.id, "sample": c.sample, "vote": vote, "text": text, "score": parse_score(text)} for c, vote, text in texts]
+
+
+def expected_scores(model: GPT, chat: Chat, prompts: Sequence[list[int]], *, slots: int, label: str | None) -> list[dict]:
+    """One {"score", "digits"} a judge prompt; score None where the six digits together are less likely than the rest."""
+    lines = [chat.response(f"Score: {n}") for n in range(6)]
+    start = shared_prefix(lines)                                    # up to the token that tells the digits apart
+    digits = [line[start] for line in lines]
+    if len(set(digits)) < 6:
+        raise UserError("this tokenizer does not tell the digits 0 to 5 apart by one token; use --judge sampled.")
+    probs = next_probs(model, [p + lines[0][:start] for p in prompts], digits, slots=slots, label=label)        # (P,6)
+    means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)
+    return [{"score": m if sum(p) >= 0.5 else None, "digits": [round(x, 4) for x in p]} for m, p in zip(means.tolist(), probs.tolist())]
 
 
 def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
@@ -129,60 +151,150 @@ def choose_pairs(candidates: Sequence[Candidate]) -> list[Pair]:
     return [p for p in pairs if p]
 
 
-def rank_answers(model: GPT, chat: Chat, groups: Sequence[dict], sampling: Sampling, *, k: int, rubric: str,
-                 key: str) -> tuple[list[list[float | None]], list[dict]]:
-    """The rewards of answers that others wrote and ranked, group by group; and the verdicts."""
-    rows = [Candidate(g, s, group["prompt"], text, [], True) for g, group in enumerate(groups)
+# ---- answers that people ranked ----
+def as_candidates(groups: Sequence[dict]) -> list[Candidate]:
+    return [Candidate(g, s, group["prompt"], text, [], True) for g, group in enumerate(groups)
             for s, text in enumerate(group["responses"])]
-    verdicts = score(model, chat, rows, sampling, k=k, rubric=rubric, key=key)
+
+
+def rank_answers(model: GPT, chat: Chat, groups: Sequence[dict], sampling: Sampling, *, k: int, rubric: str, key: str,
+                 how: str = "sampled") -> tuple[list[list[float | None]], list[dict]]:
+    """The rewards of answers that others wrote and ranked, group by group; and the verdicts."""
+    rows = as_candidates(groups)
+    verdicts = score(model, chat, rows, sampling, k=k, rubric=rubric, key=key, how=how)
     return [[c.reward for c in group] for _, group in groupby(attach(rows, verdicts), key=lambda c: c.id)], verdicts
 
 
-def pairwise_accuracy(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Sequence[float]]) -> float | None:
-    """Share of pairs of different rank (0 best) that the rewards order the same way.
+def score_lines(groups: Sequence[dict]) -> list[dict]:
+    """Ranked answers -> judge examples with a bare score line: the best gets 5, the worst 1, evenly between.
 
-    A tie or an answer without a score orders nothing: it counts as wrong. None where no two ranks differ.
+    Not the paper's way; it is what a model too small to write a readable verdict can still learn.
     """
-    right = total = 0
+    rows = []
+    for group in groups:
+        order = sorted(set(group["ranks"]))
+        for response, rank in zip(group["responses"], group["ranks"]):
+            place = order.index(rank) / max(1, len(order) - 1)          # 0 best ... 1 worst
+            rows.append({"prompt": group["prompt"], "response": response, "verdict": f"Score: {round(5 - 4 * place)}"})
+    return rows
+
+
+def agreeing(groups: Sequence[dict], verdicts: Sequence[dict]) -> tuple[list[dict], dict[str, int]]:
+    """A model's verdicts on ranked answers -> those that agree with people, as judge examples; and the funnel (paper, 3.1).
+
+    A verdict agrees when its score stands among the mean scores of the group's other answers as its rank stands among
+    theirs: no better answer has a lower mean, no worse one a higher, and not all are equal. Of the commonest score only
+    as many are kept as of the second commonest.
+    """
+    rewards = {(c.id, c.sample): c.reward for c in attach(as_candidates(groups), verdicts)}
+    readable, rows = [v for v in verdicts if v["score"] is not None], []
+    for v in readable:
+        group, own = groups[v["id"]], groups[v["id"]]["ranks"][v["sample"]]
+        steps = [((rank - own), v["score"] - rewards[v["id"], s]) for s, rank in enumerate(group["ranks"])
+                 if rank != own and rewards[v["id"], s] is not None]
+        if all(worse * higher >= 0 for worse, higher in steps) and any(higher for _, higher in steps):
+            rows.append({"prompt": group["prompt"], "response": group["responses"][v["sample"]], "verdict": v["text"]})
+    by_score = defaultdict(list)
+    for row in rows:
+        by_score[parse_score(row["verdict"])].append(row)
+    second = sorted(map(len, by_score.values()))[-2] if len(by_score) > 1 else len(rows)
+    kept = [row for same in by_score.values() for row in same[:second]]
+    return kept, {"written": len(verdicts), "readable": len(readable), "agreeing": len(rows), "kept": len(kept)}
+
+
+# ---- how good is the judge? ----
+def pairwise(given: Sequence[float | None], truth: Sequence[float]) -> list[bool]:
+    """Of every two answers of different rank (0 best): do the rewards order them so? A tie or a missing score does not."""
+    pairs = [(i, j) for i, j in permutations(range(len(truth)), 2) if truth[i] < truth[j]]
+    return [None not in (given[i], given[j]) and given[i] > given[j] for i, j in pairs]
+
+
+def pairwise_accuracy(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Sequence[float]]) -> float | None:
+    """Share of all pairs of different rank that the rewards order the same way. None where no two ranks differ."""
+    return mean([float(right) for given, truth in zip(rewards, ranks) for right in pairwise(given, truth)])
+
+
+def places(values: Sequence[float]) -> list[float]:
+    """The place of each value in rising order; equal ones share the mean of their places."""
+    return [sum(o < v for o in values) + (sum(o == v for o in values) - 1) / 2 for v in values]
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> float:
+    """Pearson's; 0 where one of them does not vary."""
+    a, b = [x - sum(a) / len(a) for x in a], [x - sum(b) / len(b) for x in b]
+    spread = (sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5
+    return sum(x * y for x, y in zip(a, b)) / spread if spread else 0.0
+
+
+def interval(right: Sequence[float], total: Sequence[float], draws: int = 2000) -> list[float]:
+    """A 95 % bootstrap interval of sum(right) / sum(total): whole groups are drawn, since answers to one prompt hang together."""
+    rows = np.random.default_rng(0).integers(0, len(total), (draws, len(total)))
+    shares = np.array(right, float)[rows].sum(1) / np.maximum(1, np.array(total, float)[rows].sum(1))
+    return [round(float(x), 4) for x in np.quantile(shares, (0.025, 0.975))]
+
+
+def judge_figures(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Sequence[float]]) -> dict:
+    """The paper's five figures on answers that people ranked (section 4.1), with their tie rules.
+
+    pairwise: see there; `ties` is the share of those pairs that no reward orders. best5: of the answers whose reward rounds to
+    5, how many people ranked first. exact: groups whose whole order is the same. spearman, kendall (tau-b): means over
+    groups, of the answers with a score; a group whose rewards do not vary counts 0.
+    """
+    hits = [pairwise(given, truth) for given, truth in zip(rewards, ranks)]
+    mirror = [pairwise([None if r is None else -r for r in given], truth) for given, truth in zip(rewards, ranks)]
+    fives = [float(rank == min(truth)) for given, truth in zip(rewards, ranks) for r, rank in zip(given, truth)
+             if r is not None and r >= 4.5]
+    spearman, kendall, exact = [], [], []
     for given, truth in zip(rewards, ranks):
-        for i, j in combinations(range(len(truth)), 2):
-            if truth[i] != truth[j]:
-                better, worse = (i, j) if truth[i] < truth[j] else (j, i)
-                total += 1
-                right += None not in (given[i], given[j]) and given[better] > given[worse]
-    return right / total if total else None
+        scored = [(r, -rank) for r, rank in zip(given, truth) if r is not None]
+        a, b = [r for r, _ in scored], [t for _, t in scored]
+        spearman.append(correlation(places(a), places(b)) if scored else 0.0)
+        signs = [((x > y) - (x < y), (u > v) - (u < v)) for (x, u), (y, v) in permutations(scored, 2)]
+        kendall.append(correlation([g for g, _ in signs], [t for _, t in signs]) if signs else 0.0)
+        exact.append(float(len(scored) == len(truth) and places(a) == places(b)))
+    total = max(1, sum(map(len, hits)))
+    return {"judge_pairwise": pairwise_accuracy(rewards, ranks), "judge_interval": interval([sum(h) for h in hits], [len(h) for h in hits]),
+            "judge_ties": 1 - (sum(map(sum, hits)) + sum(map(sum, mirror))) / total, "judge_best5": mean(fives),
+            "judge_exact": mean(exact), "judge_spearman": mean(spearman), "judge_kendall": mean(kendall)}
 
 
 # ---- command line ----
 def judge_one(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
-    verdicts = score(model, chat, [answer], sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}")
-    return {"reward": mean([v["score"] for v in verdicts]), "verdicts": [{"text": v["text"], "score": v["score"]} for v in verdicts]}
+    verdicts = score(model, chat, [answer], sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}", how=args.judge)
+    return {"reward": mean([v["score"] for v in verdicts]), "verdicts": [{k: v[k] for k in ("text", "score", "digits") if k in v} for v in verdicts]}
 
 
 def judge_file(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
-    groups = read_ranked(args.file)
-    rewards, verdicts = rank_answers(model, chat, groups, sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}")
-    return {"groups": len(groups), "judge_pairwise": pairwise_accuracy(rewards, [g["ranks"] for g in groups]),
-            "judge_parse_rate": sum(v["score"] is not None for v in verdicts) / len(verdicts), "rewards": rewards}
+    groups, started = read_ranked(args.file), time.time()
+    rewards, verdicts = rank_answers(model, chat, groups, sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}",
+                                     how=args.judge)
+    return {"groups": len(groups), **judge_figures(rewards, [g["ranks"] for g in groups]),
+            "judge_parse_rate": sum(v["score"] is not None for v in verdicts) / len(verdicts),
+            "seconds": round(time.time() - started, 2), "rewards": rewards}
 
 
 def show(report: dict) -> None:
     for vote, verdict in enumerate(report.get("verdicts", []), 1):
-        print(f"--- verdict {vote}, score {verdict['score'] if verdict['score'] is not None else 'unreadable'}\n{verdict['text']}")
+        print(f"--- verdict {vote}, score {'unreadable' if verdict['score'] is None else verdict['score']}\n"
+              f"{verdict['text'] or 'probabilities of 0 to 5: ' + ' '.join(map(str, verdict['digits']))}")
     if "verdicts" in report:
         print("--- mean of the readable scores:", "none" if report["reward"] is None else f"{report['reward']:.2f}")
     else:
-        accuracy = "none (no two ranks differ)" if report["judge_pairwise"] is None else f"{report['judge_pairwise']:.3f}"
-        print(f"{report['groups']} groups | pairwise accuracy {accuracy} | readable verdicts {report['judge_parse_rate']:.1%}")
+        known = lambda key: "none" if report[key] is None else f"{report[key]:.3f}"
+        print(f"{report['groups']} groups | pairwise accuracy {known('judge_pairwise')} ({report['judge_interval'][0]:.3f} to "
+              f"{report['judge_interval'][1]:.3f}) | ties {report['judge_ties']:.1%} | readable verdicts {report['judge_parse_rate']:.1%}\n"
+              f"5-best {known('judge_best5')} | exact match {known('judge_exact')} | Spearman {known('judge_spearman')} | "
+              f"Kendall tau {known('judge_kendall')} | {report['seconds']:.1f} s")
 
 
 def main() -> None:
-    parser = asking("Let a model judge one answer, or a file of ranked answers.", prompt="with --response: what was asked",
+    parser = asking("Let a model judge one answer, or a file of ranked answers.", model="a Hugging Face directory, for example runs/toy/M4", prompt="with --response: what was asked",
                     response="with --prompt: the answer to judge",
-                    file='JSONL of {"prompt", "responses", "ranks"}: prints pairwise accuracy',
+                    file='JSONL of {"prompt", "responses", "ranks"}: prints the five figures of the paper',
                     rubric="a rubric file [DIR/rubric.txt of the model, else the built-in one]")
     parser.add_argument("--k", type=int, default=3, help="verdicts an answer [%(default)s]")
+    parser.add_argument("--judge", choices=("sampled", "expected"), default="sampled", help="how to read a score [%(default)s]")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
     if bool(args.file) == bool(args.prompt and args.response):

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Candidate, Chat, UserError, asking, command
+from data import Candidate, Chat, Text, UserError, asking, command
 from model import GPT, KVCache, load, pick_device, pick_dtype
 
 TOP = 32                # candidates looked at first; the nucleus of nearly every row lies among them
@@ -231,6 +231,21 @@ def sampling_copy(model: GPT, dtype: torch.dtype) -> GPT:
     return (model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)).eval()
 
 
+@torch.inference_mode()
+def next_probs(model: GPT, prompts: Sequence[Sequence[int]], wanted: Sequence[int], *, slots: int, label: str | None = None) -> Tensor:
+    """p(the next token is w) for each of the `wanted` ids after each prompt, in one forward pass a prompt: (P,W), fp32."""
+    if not prompts:
+        return torch.zeros(0, len(wanted))
+    start, probs = shared_prefix(prompts), torch.zeros(len(prompts), len(wanted))
+    prefix = prefill(model, [prompts[0][:start + 1]], None) if start else None
+    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))              # neighbours of like length
+    for rows in tqdm([order[i:i + slots] for i in range(0, len(order), slots)], desc=label, leave=False, disable=None if label else True):
+        cache = prefill(model, [prompts[p] for p in rows], prefix)
+        last = torch.tensor([prompts[p][-1:] for p in rows], device=model.device)   # (B,1)
+        probs[rows] = model.logits(model(last, cache)[:, -1]).float().softmax(-1)[:, list(wanted)].cpu()
+    return probs
+
+
 # ---- answers ----
 def respond(model: GPT, chat: Chat, prompts: Sequence[str], sampling: Sampling, *, key: str, n: int,
             label: str | None = "answers") -> list[Candidate]:
@@ -245,33 +260,17 @@ def respond(model: GPT, chat: Chat, prompts: Sequence[str], sampling: Sampling, 
 UNANSWERABLE = ("image", "picture", "photo", "graph", "plot", "draw", "file", "map", "video", "audio", "music", "diagram")
 
 
-def lcs(masks: dict[str, int], size: int, words: Sequence[str]) -> int:
-    """Length of the longest common subsequence of `words` and a text of `size` words given as bit masks (Hyyro 2004)."""
-    row = (1 << size) - 1
-    for word in words:
-        both = row & masks.get(word, 0)
-        row = (row + both) | (row - both)
-    return size - (row & ((1 << size) - 1)).bit_count()
-
-
-def rouge_l(words: Sequence[str], others: Sequence[Sequence[str]]) -> float:
-    """The largest ROUGE-L F1 between a text and any of the others, all as lower-case words."""
-    masks = {word: sum(1 << i for i, w in enumerate(words) if w == word) for word in words}
-    return max((2 * lcs(masks, len(words), o) / (len(words) + len(o)) for o in others), default=0.0)
-
-
-def refusal(text: str, finished: bool, kept: set[str], words: list[list[str]], rouge: float) -> str | None:
+def refusal(text: Text, finished: bool, kept: dict[str, Text], rouge: float) -> str | None:
     """Why a written prompt is not taken; None where it is."""
-    own = text.lower().split()
     if not finished:
         return "unfinished"
-    if not 3 <= len(own) <= 150:
+    if not 3 <= len(text.words) <= 150:
         return "length"
-    if " ".join(own) in kept:
+    if " ".join(text.words) in kept:
         return "duplicate"
-    if any(w.strip(".,:;!?") in UNANSWERABLE for w in own):
+    if any(w.strip(".,:;!?") in UNANSWERABLE for w in text.words):
         return "keyword"
-    return "similar" if rouge < 1 and rouge_l(own, words) >= rouge else None
+    return "similar" if rouge < 1 and any(text.like(other, rouge) for other in kept.values()) else None
 
 
 def few_shot(chat: Chat, seeds: Sequence[str], written: Sequence[str], rng: random.Random) -> list[int]:
@@ -286,23 +285,22 @@ def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampli
                 exclude: Sequence[str] = (), calls: int = 12) -> tuple[list[str], Counter]:
     """`count` prompts by the model itself, unlike the seeds, `exclude` and each other; and why others were refused.
 
-    Each draw of eight demonstrations is continued four times. Raises UserError where nothing usable comes out.
+    Every prompt has a draw of demonstrations of its own. Raises UserError where nothing usable comes out.
     """
     rng, written, refused = random.Random(key), [], Counter()
-    kept = {" ".join(t.lower().split()) for t in (*seeds, *exclude)}
-    words = [t.lower().split() for t in seeds]
+    kept = {" ".join(text.words): text for text in map(Text, (*seeds, *exclude))}
     for call in range(calls):                                       # bounded: a mute model must not hold the run
-        draws = -(-(count - len(written)) * 5 // 16)                # four a draw, a quarter more than wanted
-        shots = [few_shot(chat, seeds, written, rng) for _ in range(draws)]
-        texts = generate(model, chat, shots, sampling, key=f"{key} {call}", n=4, stop=lambda t: bool(t.strip()), label="prompts")
-        for completion in (c for group in texts for c in group):
-            text = (chat.decode(completion.tokens).strip().splitlines() or [""])[0].strip()
-            if reason := refusal(text, completion.finished, kept, words, rouge):
+        wanted = count - len(written) if call else -(-count // 4)   # a first quarter, so that the rest sees two of its own
+        shots = [few_shot(chat, seeds, written, rng) for _ in range(-(-wanted * 5 // 4))]
+        texts = generate(model, chat, shots, sampling, key=f"{key} {call}", stop=lambda t: bool(t.strip()), label="prompts")
+        for [completion] in texts:
+            line = (chat.decode(completion.tokens).strip().splitlines() or [""])[0].strip()
+            text = Text(line)
+            if reason := refusal(text, completion.finished, kept, rouge):
                 refused[reason] += 1
             elif len(written) < count:
-                written.append(text)
-                words.append(text.lower().split())
-                kept.add(" ".join(words[-1]))
+                written.append(line)
+                kept[" ".join(text.words)] = text
     if not written:
         raise UserError(f"the model wrote no usable prompt ({dict(refused)}); give it prompts with --prompts FILE.")
     return written, refused
@@ -326,7 +324,7 @@ def say(model: GPT, chat: Chat, messages: list[dict], sampling: Sampling, key: s
 
 
 def main() -> None:
-    parser = asking("Ask a model, or chat with it.")
+    parser = asking("Ask a model, or chat with it.", model="a Hugging Face directory, for example runs/toy/M4")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
     args = parser.parse_args()
     device, messages = pick_device(args.device), []

@@ -10,142 +10,59 @@ Without --model this is the toy: the base model in seed/, in a world whose truth
     python train.py --iters 3
     python train.py --model DIR --ift ift.jsonl --ranked ranked.jsonl --iters 1
 """
-import argparse
+import copy
 import json
-import platform
 import random
-import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 from zlib import crc32
 
 import torch
 
 import world
-from data import (Candidate, Chat, Example, Pair, UserError, command, drop_long, eft_from_ranked, read_json, read_own,
-                  read_prompts, read_ranked, read_texts, write_jsonl, write_whole)
-from dpo import Recipe, dpo, sft
+from config import SEED, Config, check_run, parse, record_run
+from data import (Candidate, Chat, Example, Pair, UserError, command, read_ift, read_oasst, read_own, read_prompts,
+                  read_ranked, read_texts, write_jsonl)
+from dpo import Recipe, dpo, drop_long, sft
 from evaluate import Exam, line, measure, table, worked_example
-from judge import attach, choose_pairs, judge_examples, mean, read_rubric, score
+from judge import agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines
 from model import GPT, load, pick_device, pick_dtype, save
 from sample import Sampling, new_prompts, respond, sampling_copy
 
-SEED = Path(__file__).parent / "seed"
-# The toy needs other numbers than a 70B model: a hundred times smaller data, weights that may move much further.
-TOY = dict(n_prompts=1024, temperature=1.0, prompt_temperature=1.0, top_p=0.95, max_new_tokens=40, max_verdict_tokens=32,
-           sft_lr=2e-3, dpo_lr=1e-3, dpo_epochs=3, beta=0.3, nll=1.0, batch_size=32, dropout=0.0, replay=24, rouge=1.0,
-           tokens=4096, slots=512, exam=400, seed_limit=2000, dtype="fp32")
+class Seeds(NamedTuple):
+    """What people wrote, without what is held out for the exam."""
 
-
-def setting(default, text: str, least: float | None = None):
-    return field(default=default, metadata={"help": text, "least": least})
-
-
-@dataclass(frozen=True)
-class Config:
-    """Every setting: this is the command line, its --help, and the record in config.json. Defaults follow the paper."""
-
-    model: str | None = setting(None, "base model M_0, a Hugging Face directory (default: the toy model in seed/)")
-    run: str | None = setting(None, "name of the run; its files go to runs/NAME (default: the model's name, toy for seed/)")
-    iters: int = setting(3, "trips round the loop; 3 make M_2, M_3 and M_4", 0)
-    seed: int = setting(0, "names all randomness; the same seed draws the same texts")
-    n_prompts: int = setting(256, "new prompts an iteration", 1)
-    n: int = setting(4, "answers to each prompt", 2)
-    k: int = setting(3, "verdicts on each answer; their mean is its reward", 1)
-    ift: str | None = setting(None, 'instruction data for SFT, JSONL of {"prompt", "response"}')
-    eft: str | None = setting(None, 'judge data for SFT, JSONL of {"prompt", "response", "verdict"}')
-    ranked: str | None = setting(None, 'ranked answers, JSONL of {"prompt", "responses", "ranks"}: judge data, and a fifth held out to test it')
-    prompts: str | None = setting(None, "take new prompts from this file instead of letting the model write them")
-    rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response} (default: the model's rubric.txt, or the built-in)")
-    temperature: float = setting(0.7, "of answers", 0)
-    top_p: float = setting(0.9, "of everything that is sampled", 0.01)
-    judge_temperature: float = setting(0.7, "of verdicts", 0)
-    prompt_temperature: float = setting(0.6, "of new prompts", 0)
-    rouge: float = setting(0.7, "refuse a new prompt whose ROUGE-L with an earlier one reaches this; 1 refuses copies only")
-    max_new_tokens: int = setting(192, "limit of an answer or a prompt", 1)
-    max_verdict_tokens: int = setting(192, "limit of a verdict", 1)
-    seed_limit: int = setting(200, "at most this many IFT and this many EFT examples", 0)
-    sft_epochs: int = setting(1, "passes over the seed data", 1)
-    sft_lr: float | None = setting(None, "peak learning rate of SFT, falls to a fifth [the paper's 5.5e-6 x 8192 / hidden size]")
-    beta: float = setting(0.1, "of DPO: how dearly it pays to leave the reference M_t", 0)
-    nll: float = setting(0.0, "weight of the chosen answer's negative log-prob in DPO (Iterative RPO); 0 is plain DPO", 0)
-    dpo_epochs: int = setting(1, "passes over the pairs", 1)
-    dpo_lr: float | None = setting(None, "peak learning rate of DPO, falls to a tenth [the paper's 1e-6 x 8192 / hidden size]")
-    batch_size: int = setting(16, "examples or pairs a step", 1)
-    dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", 0)
-    replay: int = setting(0, "judge examples of the seed data mixed into each DPO step, so that judging is not forgotten", 0)
-    tokens: int = setting(2048, "tokens of one forward and backward pass; lower it when memory is short", 1)
-    slots: int = setting(64, "texts written side by side", 1)
-    exam: int = setting(32, "held-out prompts and held-out groups of ranked answers that each model is measured on", 1)
-    device: str = setting("auto", "auto, cpu, cuda or mps")
-    dtype: str = setting("auto", "arithmetic: auto, fp32 or bf16; weights stay fp32")
-
-    def __post_init__(self):
-        for f in fields(self):
-            value, least = getattr(self, f.name), f.metadata["least"]
-            if least is not None and value < least:
-                raise UserError(f"--{f.name.replace('_', '-')} must be at least {least}, not {value}.")
-
-
-def parse() -> tuple[Config, argparse.Namespace]:
-    """The command line. What was not given comes from TOY for a model of the toy world, else from Config."""
-    parser = argparse.ArgumentParser(description="Self-Rewarding Language Models: answer, judge, choose, DPO, and round again.",
-                                     allow_abbrev=False)
-    for f in fields(Config):
-        default = ("" if f.default is None else f" [{f.default}]") + (f" [toy: {TOY[f.name]}]" if f.name in TOY else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), type=(get_args(f.type) or (f.type,))[0],
-                            default=argparse.SUPPRESS, help=f.metadata["help"] + default)
-    parser.add_argument("--json", action="store_true", help="print the table as one JSON object, and everything else to stderr")
-    parser.add_argument("--make-seed", action="store_true", help="train the toy's base model from scratch into --model, and stop")
-    given = vars(parser.parse_args())
-    folder = Path(given.get("model", SEED))
-    toy = read_json(folder / "config.json").get("world") == "toy"
-    extra = argparse.Namespace(json=given.pop("json"), make_seed=given.pop("make_seed"), toy=toy)
-    given.setdefault("run", "toy" if folder == SEED else folder.resolve().name)
-    return Config(**{**(TOY if toy else {}), **given}), extra
-
-
-# ---- files ----
-def check_run(config: Config, run: Path) -> None:
-    """Raises UserError where the run directory was made with other settings."""
-    before = read_json(run / "config.json").get("settings", now := asdict(config))
-    changed = sorted(k for k in {*before, *now} - {"iters", "device"} if before.get(k) != now.get(k))
-    if changed:
-        raise UserError(f"{run} was made with other settings ({', '.join(changed)}); give --run another name or delete it.")
-
-
-def record_run(config: Config, run: Path, device: torch.device) -> None:
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=SEED.parent, capture_output=True, text=True).stdout.strip()
-    record = {"settings": asdict(config), "python": platform.python_version(), "torch": torch.__version__,
-              "device": str(device), "threads": torch.get_num_threads(), "machine": platform.machine(), "commit": commit or None}
-    write_whole(run / "config.json", json.dumps(record, indent=2) + "\n")
-
-
-Seeds = NamedTuple("Seeds", [("ift", list[dict]), ("eft", list[dict]), ("prompts", list[str]), ("exam", Exam)])
+    ift: list[dict]             # {"prompt", "response"}
+    eft: list[dict]             # {"prompt", "response", "verdict"}
+    groups: list[dict]          # ranked answers, to make more of the second kind
+    prompts: list[str]          # what new prompts are modelled on
+    exam: Exam
 
 
 def gather(config: Config, toy: bool) -> Seeds:
     """The seed data: files, and for the toy what its people wrote. Of real prompts a fixed fifth is held out for the exam."""
-    limit, rng = config.seed_limit, random.Random(f"people {config.seed}")
-    ift = read_texts(config.ift, "prompt", "response") if config.ift else world.ift_examples(limit, rng) if toy else []
-    eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else world.eft_examples(limit, rng) if toy else []
+    c, limit, rng = config, config.seed_limit, random.Random(f"people {config.seed}")
+    ift = read_ift(c.ift) if c.ift else world.ift_examples(limit, rng) if toy else []
+    eft = read_texts(c.eft, "prompt", "response", "verdict") if c.eft else world.eft_examples(limit, rng) if toy else []
     if toy:
-        exam = Exam(world.held_out_prompts(config.exam), world.held_out_ranked(config.exam // 4), world.oracle)
-        return Seeds(ift[:limit], eft[:limit], [r["prompt"] for r in ift], exam)
-    groups = read_ranked(config.ranked) if config.ranked else []
-    held = {p for p in [r["prompt"] for r in ift + groups] if crc32(p.encode()) % 5 == 0}
+        exam = Exam(world.held_out_prompts(c.exam), world.held_out_ranked(c.exam // 4), world.oracle)
+        return Seeds(ift[:limit], eft[:limit], [], [r["prompt"] for r in ift], exam)
+    more, groups = read_oasst(c.oasst, lang=c.lang) if c.oasst else ([], [])
+    ift, groups = ift + more, (read_ranked(c.ranked) if c.ranked else []) + groups
     texts = [r["prompt"] for r in ift or groups]
-    if not texts and not config.prompts:
-        raise UserError("there is nothing to start from: give --ift, --ranked or --prompts.")
-    eft = eft + eft_from_ranked([g for g in groups if g["prompt"] not in held])
-    rng.shuffle(eft)
-    exam = Exam([p for p in texts if p in held][:config.exam], [g for g in groups if g["prompt"] in held][:config.exam])
-    return Seeds([r for r in ift if r["prompt"] not in held][:limit], eft[:limit], [p for p in texts if p not in held], exam)
+    if not texts and not c.prompts:
+        raise UserError("there is nothing to start from: give --ift, --oasst, --ranked or --prompts.")
+    held = lambda row: crc32(row["prompt"].encode()) % 5 == 0
+    exam = Exam([r["prompt"] for r in ift or groups if held(r)][:c.exam], [g for g in groups if held(g)][:c.exam])
+    free = [[r for r in rows if not held(r)] for rows in (ift, eft, groups)]
+    for rows in free[1:]:
+        rng.shuffle(rows)
+    return Seeds(free[0][:limit], free[1][:limit], free[2], [r["prompt"] for r in free[0] or free[2]], exam)
 
 
 # ---- the stages: each is a function of the settings and the files so far ----
@@ -193,27 +110,67 @@ def stage(ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], 
     return read_own(path)
 
 
-def first_model(ctx: Context, model: GPT) -> None:
+def own_verdicts(ctx: Context, model: GPT) -> tuple[list[dict], str]:
+    """Judge data as in the paper (3.1): M_0 after SFT on answers judges ranked answers; what agrees with people is kept."""
+    c, groups, examples = ctx.config, ctx.seeds.groups[:ctx.config.seed_limit], answer_examples(ctx, model)
+    writer = copy.deepcopy(model)
+    if examples:
+        sft(writer, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed), name="sft on answers")
+    verdicts = stage(ctx, 0, "verdicts", lambda: (score(
+        sampling_copy(writer, ctx.dtype), ctx.chat, as_candidates(groups), ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric,
+        key=f"{c.seed} verdicts 0"), f"on {len(groups)} groups of ranked answers"))
+    rows, funnel = agreeing(groups, verdicts)
+    return rows, ", ".join(f"{count} {name}" for name, count in funnel.items())
+
+
+def judge_data(ctx: Context, model: GPT | None) -> list[dict]:
+    """EFT: ready judge examples, and those made from ranked answers; `model` is M_0, needed where the file is not there yet."""
+    c, groups = ctx.config, ctx.seeds.groups
+
+    def make() -> tuple[list[dict], str]:
+        style, told, rows = c.eft_style, "", []
+        if groups and style == "auto":
+            tried = score(sampling_copy(model, ctx.dtype), ctx.chat, as_candidates(groups[:2]), ctx.sampling("verdict"), k=c.k,
+                          rubric=ctx.rubric, key=f"{c.seed} readable")
+            share = mean([float(v["score"] is not None) for v in tried])
+            style, told = "verdict" if share >= 0.5 else "score", f", as {share:.0%} of {len(tried)} verdicts by M0 can be read"
+        if groups:
+            rows, funnel = own_verdicts(ctx, model) if style == "verdict" else (score_lines(groups), "score lines from ranks")
+            told = f", --eft-style {style}{told}: {funnel}"
+            random.Random(f"judge data {c.seed}").shuffle(rows)
+        found = (ctx.seeds.eft + rows)[:c.seed_limit]
+        return found, f"{len(found)} judge examples{told}"
+
+    return stage(ctx, 0, "eft", make)
+
+
+def answer_examples(ctx: Context, model: GPT) -> list[Example]:
+    examples = [ctx.chat.example(r["prompt"], r["response"]) for r in ctx.seeds.ift]
+    return drop_long(examples, model.config.max_position_embeddings, ctx.say)
+
+
+def first_model(ctx: Context, model: GPT, eft: list[dict]) -> None:
     """M_0 -> M_1: SFT on instruction and judge examples; without seed data M_1 is M_0."""
     c, started, told = ctx.config, time.time(), "no seed data, so M1 is the base model"
-    examples = [ctx.chat.example(r["prompt"], r["response"]) for r in ctx.seeds.ift] + judge_examples(ctx.chat, ctx.rubric, ctx.seeds.eft)
-    examples = drop_long(examples, model.config.max_position_embeddings, ctx.say)
+    judging = drop_long(judge_examples(ctx.chat, ctx.rubric, eft), model.config.max_position_embeddings, ctx.say)
+    examples = answer_examples(ctx, model) + judging
     if examples:
         log = sft(model, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed))
         write_jsonl(ctx.run / "sft.jsonl", log)
-        told = (f"{len(ctx.seeds.ift)} answers and {len(ctx.seeds.eft)} verdicts, {len(log)} steps, "
+        told = (f"{len(examples) - len(judging)} answers and {len(judging)} verdicts, {len(log)} steps, "
                 f"loss {log[0]['loss']:.3f} > {log[-1]['loss']:.3f}")
     save(model, ctx.run / "M1", source=c.model or SEED)
     ctx.tell(0, "sft", told, started)
 
 
 def ask(ctx: Context, model: GPT, t: int) -> list[str]:
-    """{x_i}: prompts written by M_t itself, or taken from --prompts."""
+    """{x_i}: prompts written by M_t itself or by --prompt-writer, or taken from --prompts."""
     c = ctx.config
 
     def make() -> tuple[list[dict], str]:
+        writer, chat = (load(c.prompt_writer, device=ctx.device), Chat(c.prompt_writer)) if c.prompt_writer else (model, ctx.chat)
         found, refused = (read_prompts(c.prompts, c.n_prompts, trip=t), Counter()) if c.prompts else new_prompts(
-            model, ctx.chat, ctx.seeds.prompts, c.n_prompts, ctx.sampling("prompt"), key=f"{c.seed} prompts {t}", rouge=c.rouge,
+            writer, chat, ctx.seeds.prompts, c.n_prompts, ctx.sampling("prompt"), key=f"{c.seed} prompts {t}", rouge=c.rouge,
             exclude=ctx.seeds.exam.prompts)
         why = ", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"
         return [{"id": i, "prompt": p} for i, p in enumerate(found)], f"{len(found)} kept, refused: {why}"
@@ -237,10 +194,11 @@ def judge(ctx: Context, model: GPT, candidates: list[Candidate], t: int) -> list
     """{r_i^1..N}: K verdicts of M_t on each of its own answers, averaged."""
     def make() -> tuple[list[dict], str]:
         rows = score(model, ctx.chat, candidates, ctx.sampling("verdict"), k=ctx.config.k, rubric=ctx.rubric,
-                     key=f"{ctx.config.seed} verdicts {t}")
+                     key=f"{ctx.config.seed} verdicts {t}", how=ctx.config.judge)
         readable = [r["score"] for r in rows if r["score"] is not None]
         told = f"mean score {sum(readable) / len(readable):.2f}" if readable else "no score"
-        return rows, f"{len(rows)}, {ctx.config.k} on each different answer, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
+        each = f"{ctx.config.k} on each" if ctx.config.judge == "sampled" else "one expected score on each"
+        return rows, f"{len(rows)}, {each} different answer, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
 
     return attach(candidates, stage(ctx, t, "verdicts", make))
 
@@ -268,7 +226,7 @@ def improve(ctx: Context, model: GPT, pairs: list[Pair], t: int) -> None:
         prompts = [ctx.chat.prompt(p.chosen.prompt) for p in pairs]
         rows = [(Example(x, p.chosen.tokens), Example(x, p.rejected.tokens)) for x, p in zip(prompts, pairs)]
         recipe = ctx.recipe(model, c.dpo_lr, paper=1e-6, fall=10, epochs=c.dpo_epochs, seed=1000 * t + c.seed)
-        replay = judge_examples(ctx.chat, ctx.rubric, ctx.seeds.eft) if c.replay else ()
+        replay = judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl")) if c.replay else ()
         log = dpo(model, rows, recipe, beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
         save(model, folder, source=ctx.run / f"M{t}")
         first, last = log[0], {k: mean([row[k] for row in log[-len(log) // 10:]]) for k in log[0]}      # of the last tenth
@@ -288,8 +246,9 @@ def examine(ctx: Context, model: GPT, t: int) -> None:
         return
     before = [r["true_score"] for r in read_own(ctx.run / f"exam/M{t - 1}.jsonl")]
     figures, answers = measure(model, ctx.chat, ctx.seeds.exam, ctx.sampling("answer"), ctx.sampling("verdict"), k=ctx.config.k,
-                               rubric=ctx.rubric, key=f"{ctx.config.seed} exam", before=before)
+                               rubric=ctx.rubric, key=f"{ctx.config.seed} exam", how=ctx.config.judge, before=before)
     write_jsonl(ctx.run / f"exam/M{t}.jsonl", answers)
+    write_jsonl(ctx.run / "exam/ranked.jsonl", ctx.seeds.exam.groups)          # for judge.py --file
     figures["pairs"] = len(read_own(ctx.run / f"t{t - 1}/pairs.jsonl")) or None
     figures["seconds"] = sum(r["seconds"] for r in read_own(ctx.run / "log.jsonl") if r["t"] == t - 1 and r["stage"] != "exam")
     write_jsonl(path, rows + [{"model": f"M{t}", "t": t, **figures}])
@@ -301,7 +260,7 @@ def self_reward(ctx: Context, base: GPT | None) -> None:
     """The picture at the top of this file, once round for each t."""
     c, run = ctx.config, ctx.run
     if base:
-        first_model(ctx, base)                                      # M_0 -> M_1
+        first_model(ctx, base, judge_data(ctx, base))               # M_0 -> M_1
     for t in range(1, c.iters + 2):
         if (run / f"M{t + 1}").exists() and (run / f"t{t}/dpo.jsonl").exists() and any(row["t"] == t for row in read_own(run / "metrics.jsonl")):
             continue                                                # this trip was made by an earlier, stopped run

@@ -11,9 +11,9 @@ MODULES = {p.stem: p for p in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 ALLOWED = {
     "data": set(), "model": {"data"}, "sample": {"data", "model"}, "judge": {"sample", "data", "model"},
-    "dpo": {"judge", "sample", "data", "model"}, "evaluate": {"dpo", "judge", "sample", "data", "model"},
-    "world": set(),
-    "train": {"world", "evaluate", "dpo", "judge", "sample", "data", "model"}, "report": set(),
+    "dpo": {"judge", "sample", "data", "model"}, "evaluate": {"world", "dpo", "judge", "sample", "data", "model"},
+    "world": set(), "config": {"data"},
+    "train": {"config", "world", "evaluate", "dpo", "judge", "sample", "data", "model"}, "report": set(),
 }
 
 
