@@ -19,7 +19,7 @@ SEED = Path(__file__).parent / "seed"
 # The toy needs other numbers than a 70B model: a hundred times smaller data, weights that may move much further.
 TOY = dict(n_prompts=1024, temperature=1.0, prompt_temperature=1.0, top_p=0.95, max_new_tokens=40, max_verdict_tokens=32,
            sft_lr=2e-3, dpo_lr=1e-3, dpo_epochs=3, beta=0.3, nll=1.0, batch_size=32, dropout=0.0, replay=24, rouge=1.0,
-           tokens=4096, slots=512, exam=400, seed_limit=2000, dtype="fp32")
+           tokens=4096, sft_weight="tokens", slots=512, exam=400, seed_limit=2000, dtype="fp32")
 
 
 def setting(default, text: str, least: float | None = None, one_of: tuple[str, ...] | None = None):
@@ -49,6 +49,7 @@ class Config:
     rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response} (default: the model's rubric.txt, or the built-in)")
     judge: str = setting("sampled", "how a score is read: sampled (the mean of K written verdicts) or expected (from the probabilities "
                          "of the digits after 'Score:', without a verdict)", one_of=("sampled", "expected"))
+    judge_model: str | None = setting(None, "let this fixed model judge instead of M_t, a Hugging Face directory; oracle in the toy world")
     temperature: float = setting(0.7, "of answers", 0)
     top_p: float = setting(0.9, "of everything that is sampled", 0.01)
     judge_temperature: float = setting(0.7, "of verdicts", 0)
@@ -57,9 +58,20 @@ class Config:
     max_new_tokens: int = setting(192, "limit of an answer or a prompt", 1)
     max_verdict_tokens: int = setting(192, "limit of a verdict", 1)
     seed_limit: int = setting(200, "at most this many IFT and this many EFT examples", 0)
+    no_eft: bool = setting(False, "leave out all judge examples; the paper's judge then cannot keep the format")
     sft_epochs: int = setting(1, "passes over the seed data", 1)
     sft_lr: float | None = setting(None, "peak learning rate of SFT, falls to a fifth [the paper's 5.5e-6 x 8192 / hidden size]")
+    sft_weight: str = setting("examples", "what weighs the same in the SFT loss: tokens, or examples (else the few digits of a short "
+                              "verdict drown among the words of the answers)", one_of=("examples", "tokens"))
     beta: float = setting(0.1, "of DPO: how dearly it pays to leave the reference M_t", 0)
+    loss: str = setting("dpo", "of the pairs: dpo, or ipo, which stops widening the margin", one_of=("dpo", "ipo"))
+    ref: str = setting("prev", "reference model of DPO: prev is M_t, seed keeps M_1", one_of=("prev", "seed"))
+    label_smoothing: float = setting(0.0, "believed share of pairs that are the wrong way round (cDPO)", 0)
+    cream: bool = setting(False, "smooth labels by how far the rankings of M_t and M_t-1 disagree (CREAM)")
+    length_control: float = setting(0.0, "shortest of the best against longest of the worst; rewards within this share of their range "
+                                    "count as equal (Meta-Rewarding)", 0)
+    positive_only: bool = setting(False, "no DPO: SFT on the best answers (the variant that failed in the paper)")
+    meta: bool = setting(False, "also train the judge on its own verdicts: nearest to the mean over farthest from it")
     nll: float = setting(0.0, "weight of the chosen answer's negative log-prob in DPO (Iterative RPO); 0 is plain DPO", 0)
     dpo_epochs: int = setting(1, "passes over the pairs", 1)
     dpo_lr: float | None = setting(None, "peak learning rate of DPO, falls to a tenth [the paper's 1e-6 x 8192 / hidden size]")
@@ -87,8 +99,8 @@ def parse() -> tuple[Config, argparse.Namespace]:
                                      allow_abbrev=False)
     for f in fields(Config):
         default = ("" if f.default is None else f" [{f.default}]") + (f" [toy: {TOY[f.name]}]" if f.name in TOY else "")
-        parser.add_argument("--" + f.name.replace("_", "-"), type=(get_args(f.type) or (f.type,))[0],
-                            default=argparse.SUPPRESS, help=f.metadata["help"] + default)
+        kind = {"action": "store_true"} if f.type is bool else {"type": (get_args(f.type) or (f.type,))[0]}
+        parser.add_argument("--" + f.name.replace("_", "-"), default=argparse.SUPPRESS, help=f.metadata["help"] + default, **kind)
     parser.add_argument("--json", action="store_true", help="print the table as one JSON object, and everything else to stderr")
     parser.add_argument("--make-seed", action="store_true", help="train the toy's base model from scratch into --model, and stop")
     given = vars(parser.parse_args())

@@ -39,6 +39,7 @@ class Recipe:
     warmup: float = 0.1         # share of the steps that rise from 0 to lr
     clip: float = 1.0           # largest gradient norm
     dropout: float = 0.0
+    even: bool = False          # SFT: every example weighs the same, else every token; a verdict may be one digit long
     tokens: int = 2048          # tokens of one forward and backward pass; a step adds up as many as it needs
     dtype: torch.dtype = torch.float32      # of the arithmetic; weights and sums stay fp32
     seed: int = 0
@@ -72,14 +73,22 @@ def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
     return token_logps(model, ids, mask).sum(-1)
 
 
-def sft_loss(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
-    """Sum of the negative log-probs of the response tokens; whoever calls divides by how many there are."""
-    return -sequence_logps(model, ids, mask).sum()
+def sft_loss(model: GPT, ids: Tensor, mask: Tensor, weights: Tensor | float = 1.0) -> Tensor:
+    """Sum of the negative log-probs of the response tokens, each row times its weight (B,); whoever calls divides."""
+    return -(sequence_logps(model, ids, mask) * weights).sum()
 
 
-def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float) -> Tensor:
-    """-log sigmoid(beta * ((log pi_w - log ref_w) - (log pi_l - log ref_l))), all (B,). Rafailov et al. 2023, eq. 7."""
-    return -F.logsigmoid(beta * ((chosen - ref_chosen) - (rejected - ref_rejected)))
+def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float, kind: str = "dpo",
+             smoothing: float = 0.0) -> Tensor:
+    """The loss of each pair, from log p of whole responses under the policy and under the reference, all (B,).
+
+    "dpo": -log sigmoid(beta * h), h = (log pi_w - log ref_w) - (log pi_l - log ref_l)      Rafailov et al. 2023, eq. 7
+    "ipo": (h - 1 / (2 beta))^2, which stops widening the margin                             Azar et al. 2023, eq. 17
+    `smoothing` is the believed share of pairs that are the wrong way round                  Mitchell 2023, cDPO
+    """
+    h = (chosen - ref_chosen) - (rejected - ref_rejected)
+    one = (lambda x: -F.logsigmoid(beta * x)) if kind == "dpo" else (lambda x: (x - 1 / (2 * beta)) ** 2)
+    return (1 - smoothing) * one(h) + smoothing * one(-h)
 
 
 # ---- batches ----
@@ -177,12 +186,15 @@ def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], 
 
 # ---- the two stages ----
 def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe):
-    """The passes of one supervised step over `rows`; together they weigh one mean over response tokens."""
+    """The passes of one supervised step over `rows`; together they weigh one mean over response tokens, or over examples."""
+    sizes = {r: len(examples[r].response) for r in rows}
+    total = len(rows) if recipe.even else sum(sizes.values())
+
     def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        return sft_loss(model, *collate([examples[r] for r in batch], model.device)), {}
-    lengths = {r: length(examples[r]) for r in rows}
-    total = sum(len(examples[r].response) for r in rows)
-    return [(loss_fn, batch, 1 / total) for batch in micro_batches(rows, lengths, recipe.tokens)]
+        weights = torch.tensor([1 / sizes[r] if recipe.even else 1.0 for r in batch], device=model.device)
+        return sft_loss(model, *collate([examples[r] for r in batch], model.device), weights), {}
+
+    return [(loss_fn, batch, 1 / total) for batch in micro_batches(rows, {r: length(examples[r]) for r in rows}, recipe.tokens)]
 
 
 def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft", optimizers=adamw) -> list[dict]:
@@ -213,24 +225,28 @@ def pair_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
 
 
 def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: float, replay: Sequence[Example] = (),
-        replay_size: int = 0, nll: float = 0.0, name: str = "dpo") -> list[dict]:
-    """M_t -> M_{t+1}, in place, with the frozen M_t as reference; returns the log.
+        replay_size: int = 0, nll: float = 0.0, kind: str = "dpo", smoothing: float = 0.0, ref: GPT | None = None,
+        name: str = "dpo") -> list[dict]:
+    """M_t -> M_{t+1}, in place, with the frozen M_t (or another model, `ref`) as reference; returns the log.
 
     `replay_size` seed judge examples join every step as an SFT term: without them the judge is forgotten.
     `nll` weighs the chosen answer's mean negative log-prob a token (Iterative RPO, Pang et al. 2024, eq. 1): DPO alone
-    may widen the margin by pushing both answers down.
+    may widen the margin by pushing both answers down. `kind` and `smoothing`: see dpo_loss.
     """
-    reference = reference_logps(model, pairs, recipe)
+    start = reference_logps(model, pairs, recipe)                   # (pairs, 2)
+    reference = start if ref is None else reference_logps(ref, pairs, recipe)
     lengths = pair_lengths(pairs)
 
     def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         chosen, rejected = pair_logps(model, [pairs[r] for r in batch])
         ref_chosen, ref_rejected = reference[batch].unbind(1)
-        margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)).detach()
         keep = -chosen / torch.tensor([len(pairs[r][0].response) for r in batch], device=chosen.device)
-        return (dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta) + nll * keep).sum(), {
-            "dpo_loss": -F.logsigmoid(margin).sum(), "margin": margin.sum(), "accuracy": (margin > 0).sum(),
-            "chosen_change": (chosen - ref_chosen).detach().sum(), "rejected_change": (rejected - ref_rejected).detach().sum()}
+        losses = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta, kind=kind, smoothing=smoothing)
+        margin = beta * ((chosen - ref_chosen) - (rejected - ref_rejected)).detach()
+        moved = torch.stack([chosen, rejected], dim=1).detach() - start[batch]
+        return (losses + nll * keep).sum(), {
+            "dpo_loss": losses.detach().sum(), "margin": margin.sum(), "accuracy": (margin > 0).sum(),
+            "chosen_change": moved[:, 0].sum(), "rejected_change": moved[:, 1].sum()}
 
     rng, steps = random.Random(f"replay {recipe.seed}"), []
     for rows in plan(len(pairs), recipe):

@@ -136,19 +136,45 @@ def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Ca
     return [replace(c, votes=v, reward=mean(v)) for c, v in zip(candidates, given)]
 
 
-def choose_pair(group: Sequence[Candidate]) -> Pair | None:
-    """Highest against lowest reward of the answers to one prompt; None where fewer than two were scored, or all tie."""
+def choose_pair(group: Sequence[Candidate], length_control: float = 0.0) -> Pair | None:
+    """Highest against lowest reward of the answers to one prompt; None where fewer than two were scored, or all tie.
+
+    With `length_control` rho, rewards within rho of the whole range count as equal to the best or the worst, and of
+    these the shortest is chosen, the longest rejected (Meta-Rewarding, Wu et al. 2024, section 2.2).
+    """
     scored = [c for c in group if c.reward is not None]
     if not scored:
         return None
-    chosen, rejected = max(scored, key=lambda c: c.reward), min(scored, key=lambda c: c.reward)
+    high, low = max(c.reward for c in scored), min(c.reward for c in scored)
+    slack = length_control * (high - low)
+    top, bottom = [c for c in scored if c.reward >= high - slack], [c for c in scored if c.reward <= low + slack]
+    chosen = min(top, key=lambda c: len(c.tokens)) if slack else top[0]
+    rejected = max(bottom, key=lambda c: len(c.tokens)) if slack else bottom[0]
     return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
 
 
-def choose_pairs(candidates: Sequence[Candidate]) -> list[Pair]:
+def choose_pairs(candidates: Sequence[Candidate], length_control: float = 0.0) -> list[Pair]:
     """One pair a prompt, where there is one."""
-    pairs = [choose_pair(list(group)) for _, group in groupby(candidates, key=lambda c: c.id)]
+    pairs = [choose_pair(list(group), length_control) for _, group in groupby(candidates, key=lambda c: c.id)]
     return [p for p in pairs if p]
+
+
+def verdict_pairs(chat: Chat, rubric: str, candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[tuple[Example, Example]]:
+    """Preference pairs for the judge itself: the verdict nearest to the mean of its answer's votes over the farthest.
+
+    One a prompt, from the answer whose votes differ most. A simple form of Meta-Rewarding (Wu et al. 2024), whose
+    meta-judge compares verdicts by another prompt.
+    """
+    answers, best = {(c.id, c.sample): c for c in candidates}, {}
+    for (id, sample), group in groupby(verdicts, key=lambda v: (v["id"], v["sample"])):
+        votes = [v for v in group if v["score"] is not None]
+        middle = mean([v["score"] for v in votes])
+        votes.sort(key=lambda v: abs(v["score"] - middle))
+        spread = abs(votes[-1]["score"] - middle) - abs(votes[0]["score"] - middle) if votes else 0.0
+        if spread > best.get(id, (0.0,))[0]:
+            asked = judge_text(rubric, answers[id, sample].prompt, answers[id, sample].response)
+            best[id] = spread, chat.example(asked, votes[0]["text"]), chat.example(asked, votes[-1]["text"])
+    return [(chosen, rejected) for _, chosen, rejected in best.values()]
 
 
 # ---- answers that people ranked ----
@@ -226,6 +252,16 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return sum(x * y for x, y in zip(a, b)) / spread if spread else 0.0
 
 
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    return correlation(places(a), places(b)) if a else 0.0
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """tau-b: the correlation of the signs of all differences."""
+    signs = [((x > y) - (x < y), (u > v) - (u < v)) for (x, u), (y, v) in permutations(zip(a, b), 2)]
+    return correlation([x for x, _ in signs], [u for _, u in signs]) if signs else 0.0
+
+
 def interval(right: Sequence[float], total: Sequence[float], draws: int = 2000) -> list[float]:
     """A 95 % bootstrap interval of sum(right) / sum(total): whole groups are drawn, since answers to one prompt hang together."""
     rows = np.random.default_rng(0).integers(0, len(total), (draws, len(total)))
@@ -244,18 +280,13 @@ def judge_figures(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Seq
     mirror = [pairwise([None if r is None else -r for r in given], truth) for given, truth in zip(rewards, ranks)]
     fives = [float(rank == min(truth)) for given, truth in zip(rewards, ranks) for r, rank in zip(given, truth)
              if r is not None and r >= 4.5]
-    spearman, kendall, exact = [], [], []
-    for given, truth in zip(rewards, ranks):
-        scored = [(r, -rank) for r, rank in zip(given, truth) if r is not None]
-        a, b = [r for r, _ in scored], [t for _, t in scored]
-        spearman.append(correlation(places(a), places(b)) if scored else 0.0)
-        signs = [((x > y) - (x < y), (u > v) - (u < v)) for (x, u), (y, v) in permutations(scored, 2)]
-        kendall.append(correlation([g for g, _ in signs], [t for _, t in signs]) if signs else 0.0)
-        exact.append(float(len(scored) == len(truth) and places(a) == places(b)))
+    scored = [tuple(zip(*((r, -rank) for r, rank in zip(given, truth) if r is not None))) or ((), ()) for given, truth in zip(rewards, ranks)]
+    exact = [float(len(a) == len(truth) and places(a) == places(b)) for (a, b), truth in zip(scored, ranks)]
     total = max(1, sum(map(len, hits)))
     return {"judge_pairwise": pairwise_accuracy(rewards, ranks), "judge_interval": interval([sum(h) for h in hits], [len(h) for h in hits]),
             "judge_ties": 1 - (sum(map(sum, hits)) + sum(map(sum, mirror))) / total, "judge_best5": mean(fives),
-            "judge_exact": mean(exact), "judge_spearman": mean(spearman), "judge_kendall": mean(kendall)}
+            "judge_exact": mean(exact), "judge_spearman": mean([spearman(a, b) for a, b in scored]),
+            "judge_kendall": mean([kendall(a, b) for a, b in scored])}
 
 
 # ---- command line ----

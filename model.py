@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from data import UserError, read_json
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
-           "chat_template.jinja", "rubric.txt", "LICENSE")
+TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
+           "merges.txt", "generation_config.json", "chat_template.jinja", "rubric.txt", "LICENSE")
 
 
 @dataclass

@@ -104,11 +104,11 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
 
 
 def prefill(model: GPT, prompts: Sequence[Sequence[int]], prefix: KVCache | None) -> KVCache:
-    """Reads prompts, all but their last token, behind the shared prefix: a cache with a row a prompt."""
+    """Reads prompts, all but their last token, behind the shared prefix: a cache with a row a prompt, and room for that token."""
     start, device = int(prefix.lengths[0]) if prefix else 0, model.device
     rest = [list(p[start:-1]) for p in prompts]
     width, rows = max(map(len, rest)), torch.arange(len(rest), device=device)
-    cache = KVCache(model.config, len(rest), start + width, device=device, dtype=model.norm.weight.dtype)
+    cache = KVCache(model.config, len(rest), start + width + 1, device=device, dtype=model.norm.weight.dtype)
     if prefix:
         cache.put(rows, prefix, torch.zeros_like(rows))
     if width:

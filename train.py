@@ -17,7 +17,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -29,9 +30,11 @@ from config import SEED, Config, check_run, parse, record_run
 from data import (Candidate, Chat, Example, Pair, UserError, command, read_ift, read_oasst, read_own, read_prompts,
                   read_ranked, read_texts, write_jsonl)
 from dpo import Recipe, dpo, drop_long, sft
-from evaluate import Exam, line, measure, table, worked_example
-from judge import agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines
+from evaluate import Exam, line, measure, table, true_score, worked_example
+from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, kendall, mean, read_rubric, score, score_lines,
+                   verdict_pairs)
 from model import GPT, load, pick_device, pick_dtype, save
+from report import alarms, load_run, write_report
 from sample import Sampling, new_prompts, respond, sampling_copy
 
 class Seeds(NamedTuple):
@@ -87,7 +90,8 @@ class Context:
     def recipe(self, model: GPT, lr: float | None, *, paper: float, fall: float, **own) -> Recipe:
         """How to step; a learning rate that was not given is the paper's, which was for a hidden size of 8192."""
         c, lr = self.config, lr or paper * 8192 / model.config.hidden_size
-        return Recipe(batch_size=c.batch_size, dropout=c.dropout, tokens=c.tokens, dtype=self.dtype, lr=lr, lr_end=lr / fall, **own)
+        return Recipe(batch_size=c.batch_size, dropout=c.dropout, tokens=c.tokens, dtype=self.dtype, lr=lr, lr_end=lr / fall,
+                      even=c.sft_weight == "examples", **own)
 
     def tell(self, t: int, stage: str, told: str, started: float) -> None:
         """One line for people, and one in log.jsonl."""
@@ -95,6 +99,8 @@ class Context:
         self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
         with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}) + "\n")
+        if stage in ("dpo", "exam") or seconds > 10:                # reading a trip's files takes a while; see report.py
+            write_report([self.run])
 
 
 def stage(ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], str]]) -> list[dict]:
@@ -128,6 +134,8 @@ def judge_data(ctx: Context, model: GPT | None) -> list[dict]:
     c, groups = ctx.config, ctx.seeds.groups
 
     def make() -> tuple[list[dict], str]:
+        if c.no_eft:
+            return [], "no judge examples, as --no-eft says"
         style, told, rows = c.eft_style, "", []
         if groups and style == "auto":
             tried = score(sampling_copy(model, ctx.dtype), ctx.chat, as_candidates(groups[:2]), ctx.sampling("verdict"), k=c.k,
@@ -190,24 +198,31 @@ def answer(ctx: Context, model: GPT, prompts: list[str], t: int) -> list[Candida
             for r in stage(ctx, t, "responses", make)]
 
 
-def judge(ctx: Context, model: GPT, candidates: list[Candidate], t: int) -> list[Candidate]:
-    """{r_i^1..N}: K verdicts of M_t on each of its own answers, averaged."""
+def judge(ctx: Context, model: GPT, candidates: list[Candidate], t: int, *, name: str = "verdicts") -> list[Candidate]:
+    """{r_i^1..N}: K verdicts of M_t (or of --judge-model) on each of its own answers, averaged."""
+    c = ctx.config
+
     def make() -> tuple[list[dict], str]:
-        rows = score(model, ctx.chat, candidates, ctx.sampling("verdict"), k=ctx.config.k, rubric=ctx.rubric,
-                     key=f"{ctx.config.seed} verdicts {t}", how=ctx.config.judge)
+        if c.judge_model == "oracle":
+            rows = [{"id": y.id, "sample": y.sample, "vote": 0, "text": "", "score": true_score(ctx.seeds.exam, y)} for y in candidates]
+        else:
+            judge, chat = (sampling_copy(load(c.judge_model, device=ctx.device), ctx.dtype), Chat(c.judge_model)) if c.judge_model else (model, ctx.chat)
+            rows = score(judge, chat, candidates, ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric, key=f"{c.seed} {name} {t}", how=c.judge)
         readable = [r["score"] for r in rows if r["score"] is not None]
         told = f"mean score {sum(readable) / len(readable):.2f}" if readable else "no score"
-        each = f"{ctx.config.k} on each" if ctx.config.judge == "sampled" else "one expected score on each"
+        each = f"{c.k} on each" if c.judge == "sampled" else "one expected score on each"
         return rows, f"{len(rows)}, {each} different answer, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
 
-    return attach(candidates, stage(ctx, t, "verdicts", make))
+    return attach(candidates, stage(ctx, t, name, make))
 
 
 def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
     """{x_i, y_w, y_l}: best against worst. Raises UserError where no prompt gave a pair."""
-    pairs, asked = choose_pairs(scored), {y.id for y in scored}
-    unscored = len(asked - {y.id for y in scored if y.reward is not None})
-    told = f"{len(pairs)} from {len(asked)} prompts: {len(asked) - len(pairs) - unscored} tied, {unscored} without a readable score"
+    pairs, asked = choose_pairs(scored, ctx.config.length_control), {y.id for y in scored}
+    readable = Counter(y.id for y in scored if y.reward is not None)
+    compared = sum(n > 1 for n in readable.values())
+    told = (f"{len(pairs)} from {len(asked)} prompts: {compared - len(pairs)} tied, {len(asked) - compared} with fewer than two scores; of "
+            f"{len(scored)} answers {sum(y.finished for y in scored)} finished, {readable.total()} scored")
     if not pairs:
         raise UserError(f"M{t} gave no preference pair ({told}), so there is nothing to learn from; {ctx.run}/M{t} is the last "
                         f"model. Give it judge examples (--eft, --ranked), more prompts or more answers.")
@@ -218,7 +233,18 @@ def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
     return pairs
 
 
-def improve(ctx: Context, model: GPT, pairs: list[Pair], t: int) -> None:
+def agreement(ctx: Context, scored: list[Candidate], t: int) -> float:
+    """How alike M_t and M_{t-1} rank the same answers: 1 alike, 0 the other way round (CREAM, Wang et al. 2024); M_1 has no one before it."""
+    if t == 1:
+        return 1.0
+    before = judge(ctx, sampling_copy(load(ctx.run / f"M{t - 1}", device=ctx.device), ctx.dtype), [replace(y, votes=(), reward=None) for y in scored],
+                   t, name="verdicts_before")
+    groups = [[(a.reward, b.reward) for a, b in group if None not in (a.reward, b.reward)]
+              for _, group in groupby(zip(scored, before), key=lambda pair: pair[0].id)]
+    return (1 + mean([kendall([a for a, _ in g], [b for _, b in g]) for g in groups if len(g) > 1])) / 2
+
+
+def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair], t: int) -> None:
     """M_t -> M_{t+1}: DPO, with M_t as its own reference."""
     c, folder = ctx.config, ctx.run / f"M{t + 1}"
 
@@ -226,12 +252,20 @@ def improve(ctx: Context, model: GPT, pairs: list[Pair], t: int) -> None:
         prompts = [ctx.chat.prompt(p.chosen.prompt) for p in pairs]
         rows = [(Example(x, p.chosen.tokens), Example(x, p.rejected.tokens)) for x, p in zip(prompts, pairs)]
         recipe = ctx.recipe(model, c.dpo_lr, paper=1e-6, fall=10, epochs=c.dpo_epochs, seed=1000 * t + c.seed)
-        replay = judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl")) if c.replay else ()
-        log = dpo(model, rows, recipe, beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
+        if c.positive_only:
+            log = sft(model, [chosen for chosen, _ in rows], recipe, name="sft on the best answers")
+        else:
+            rows += verdict_pairs(ctx.chat, ctx.rubric, scored, read_own(ctx.run / f"t{t}/verdicts.jsonl")) if c.meta else []
+            replay = judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl")) if c.replay else ()
+            log = dpo(model, rows, recipe, beta=c.beta, kind=c.loss, nll=c.nll, replay=replay, replay_size=c.replay,
+                      smoothing=1 - agreement(ctx, scored, t) if c.cream else c.label_smoothing,
+                      ref=load(ctx.run / "M1", device=ctx.device) if c.ref == "seed" else None)
         save(model, folder, source=ctx.run / f"M{t}")
-        first, last = log[0], {k: mean([row[k] for row in log[-len(log) // 10:]]) for k in log[0]}      # of the last tenth
-        return log, (f"{len(log)} steps, loss {first['dpo_loss']:.3f} > {last['dpo_loss']:.3f}, accuracy {last['accuracy']:.2f}, "
-                     f"log-prob of chosen {last['chosen_change']:+.1f}, of rejected {last['rejected_change']:+.1f}")
+        last = {k: mean([row[k] for row in log[-max(1, len(log) // 10):]]) for k in log[0]}         # of the last tenth
+        key = "loss" if c.positive_only else "dpo_loss"
+        told = f"{len(log)} steps on {len(rows)} pairs, loss {log[0][key]:.3f} > {last[key]:.3f}"
+        return log, told if c.positive_only else told + (f", accuracy {last['accuracy']:.2f}, log-prob of chosen {last['chosen_change']:+.1f}, "
+                                                         f"of rejected {last['rejected_change']:+.1f}")
 
     if not folder.exists():
         (ctx.run / f"t{t}/dpo.jsonl").unlink(missing_ok=True)       # a log without its model says nothing
@@ -253,6 +287,9 @@ def examine(ctx: Context, model: GPT, t: int) -> None:
     figures["seconds"] = sum(r["seconds"] for r in read_own(ctx.run / "log.jsonl") if r["t"] == t - 1 and r["stage"] != "exam")
     write_jsonl(path, rows + [{"model": f"M{t}", "t": t, **figures}])
     ctx.tell(t, "exam", line(figures), started)
+    for model, what, advice in alarms(load_run(ctx.run)):
+        if model == f"M{t}":
+            ctx.say(f"M{t} | alarm     | {what}. {advice}")
 
 
 # ---- the main flow ----
@@ -272,7 +309,7 @@ def self_reward(ctx: Context, base: GPT | None) -> None:
             candidates = answer(ctx, model, prompts, t)             # {y_i^1..N}
             scored = judge(ctx, model, candidates, t)               # {r_i^1..N}
             pairs = choose(ctx, scored, t)                          # (x_i, y_w, y_l)
-            improve(ctx, master, pairs, t)                          # M_{t+1}; the reference is the frozen M_t
+            improve(ctx, master, scored, pairs, t)                  # M_{t+1}; the reference is the frozen M_t
             ctx.say(worked_example(ctx.seeds.exam, scored, pairs[0]))
 
 
@@ -290,7 +327,7 @@ def run(config: Config, toy: bool, say: Callable[[str], None]) -> list[dict]:
         base = None if (folder / "M1").exists() else load(source, device=device)
         record_run(config, folder, device)          # only now: a mistake in the settings leaves nothing behind
         self_reward(ctx, base)
-        say(f"finished in {time.time() - started:.1f} s; files in {folder}\n")
+        say(f"finished in {time.time() - started:.1f} s; files in {folder}, the report is {folder}/report.html\n")
     return read_own(metrics)[:config.iters + 1]
 
 

@@ -237,13 +237,13 @@ def eft_examples(count: int, rng: random.Random) -> list[dict]:
 
 
 def held_out_prompts(count: int) -> list[str]:
-    rng = random.Random("held-out prompts")
+    rng = random.Random("held-out prompts, second exam")
     return [draw_task(rng, held_out=True).prompt for _ in range(count)]
 
 
 def held_out_ranked(count: int) -> list[dict]:
     """Groups of five answers of mixed quality, written by no model, ranked by truth: what the judge is measured on."""
-    rng = random.Random("held-out answers")
+    rng = random.Random("held-out answers, second exam")
     tasks = [draw_task(rng, held_out=True) for _ in range(count)]
     answers = [[demonstration(t, rng) for _ in range(5)] for t in tasks]
     return [{"prompt": t.prompt, "responses": a, "ranks": [5 - sum(points(t, x)) for x in a]} for t, a in zip(tasks, answers)]

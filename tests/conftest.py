@@ -1,8 +1,17 @@
-"""What the tests share: tiny models with lively weights and a tiny byte-level chat, so that only few tests need seed/."""
+"""What the tests share: tiny models with lively weights and a tiny byte-level chat, so that only few tests need seed/.
+
+`command` executes a script inside this process (same code, no second import of torch); `finished` is the real thing.
+"""
+import contextlib
+import io
 import json
 import os
+import runpy
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -15,20 +24,24 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from data import Chat  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
+from model import GPT, GPTConfig, save  # noqa: E402
 
+TINY = "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16".split()
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|unused|>"]
 CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
           "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
 
 
-def write_tokenizer(folder: Path, **settings) -> Path:
-    """A byte-level tokenizer of 260 ids in `folder`, with ChatML unless `settings` name another template."""
+def write_tokenizer(folder: Path, *, specials: Sequence[str] = SPECIALS, merges: Sequence[str] = (), **settings) -> Path:
+    """A byte-level tokenizer of 260 ids in `folder`, with ChatML unless `settings` name another template.
+
+    `merges` are two-character tokens beyond the bytes, such as "\u01205" for a 5 with its space.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate(SPECIALS + alphabet)}, []))
+    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*specials, *alphabet, *merges])}, [tuple(m) for m in merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIALS)
+    tokenizer.add_special_tokens(list(specials))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML, **settings}
@@ -65,6 +78,70 @@ def flat_gpt(weights: dict[int, float], *, vocab: int = 260) -> Flat:
     for token, weight in weights.items():
         model.given[token] = torch.tensor(float(weight)).log()
     return model
+
+
+def leaning_gpt(logits: dict[int, float], *, seed: int = 0, **sizes) -> GPT:
+    """A GPT that can be saved, and that adds these logits whatever it has read: one hidden number never changes."""
+    model = tiny_gpt(seed=seed, tie_word_embeddings=False, **sizes)
+    with torch.no_grad():
+        model.embed_tokens.weight[:, 0], model.norm.weight[0], model.lm_head.weight[:, 0] = 100, 1, 0
+        for token, logit in logits.items():
+            model.lm_head.weight[token, 0] = logit / model.config.hidden_size ** 0.5
+    return model
+
+
+# ---- command lines ----
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def command(script: str, *args, stdin: str = "") -> Done:
+    """`python SCRIPT ARGS` inside this process. An exception that the script does not catch fails the test."""
+    out, err, code, argv, keyboard = io.StringIO(), io.StringIO(), 0, sys.argv, sys.stdin
+    sys.argv, sys.stdin = [script, *map(str, args)], io.StringIO(stdin)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    finally:
+        sys.argv, sys.stdin = argv, keyboard
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def assert_refused(done: Done, *says: str) -> None:
+    """Exit code 2 and one sentence for people."""
+    told = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 2 and len(told) == 1, done.err
+    assert all(s in told[0] for s in says), told[0]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory) -> Path:
+    """A directory in which the real command has made one tiny run."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout)
+    return folder
+
+
+@pytest.fixture
+def cwd(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def checkpoint(cwd) -> Path:
+    """A random llama with ChatML, half of whose ids end an answer."""
+    folder = write_tokenizer(cwd / "llama")
+    save(tiny_gpt(model_type="llama", max_position_embeddings=2048), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, *range(132, 260)]}))
+    return folder
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
-"""data.py: one prompt format, exact masks, and readers that say file and line."""
+"""data.py: one prompt format, exact masks, exact ROUGE-L, and readers that say file and line."""
 import json
+import random
+from fractions import Fraction
 
 import pytest
 import torch
@@ -7,8 +9,7 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from conftest import ROOT, SPECIALS, write_tokenizer
-from data import (Candidate, Chat, Example, UserError, collate, drop_long, eft_from_ranked, read_jsonl, read_prompts,
-                  read_ranked, read_texts, write_jsonl)
+from data import Candidate, Chat, Example, Text, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts, write_jsonl
 
 LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
           " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
@@ -129,19 +130,43 @@ def test_mask_covers_response_and_eos_only(chat):
         assert mask[row].nonzero()[:, 0].tolist() == list(range(len(prompt), len(prompt) + len(response)))
 
 
-def test_examples_too_long_are_left_out_aloud():
-    """Guards against: responses cut in the middle, or dropped in silence."""
-    said = []
-    short, long = Example([1] * 4, [2] * 4), Example([1] * 4, [2] * 5)
-    assert drop_long([short, long, short], 8, said.append) == [short, short]
-    assert len(said) == 1 and "1 of 3" in said[0]
-    assert drop_long([short], 8, said.append) == [short] and len(said) == 1
-
-
 def test_records_cannot_be_changed():
     """Guards against: one stage writing into another's records."""
     with pytest.raises(AttributeError):
         Candidate(0, 0, "x", "y", [1], True).reward = 5.0
+
+
+# ---- likeness ----
+
+def brute_f1(a: list[str], b: list[str]) -> Fraction:
+    """ROUGE-L F1 by the textbook table."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        row, before = [0], row
+        for j, y in enumerate(b):
+            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
+    return Fraction(2 * row[-1], len(a) + len(b))
+
+
+def test_likeness_is_rouge_l():
+    """Guards against: a bit trick that nobody checked, a bound that drops likely texts, words counted once that stand twice."""
+    rng, seen = random.Random(0), []
+    for _ in range(300):
+        words = [[rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 20, 90))))] for _ in range(2)]
+        if rng.random() < 0.3:                                      # a near copy: few random texts reach a high limit
+            words[1] = [w for w in words[0] if rng.random() < 0.8] or ["a"]
+        one, other = (Text(" ".join(w)) for w in words)
+        for limit in ("0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9", "1"):
+            expected = brute_f1(*words) >= Fraction(limit)
+            assert one.like(other, float(limit)) == other.like(one, float(limit)) == expected, (words, limit)
+            seen.append((limit, expected))
+    assert all(seen.count((limit, value)) > 15 for limit, value in set(seen)) and len(set(seen)) == 16
+
+
+def test_likeness_ignores_case_and_spaces():
+    """Guards against: a copy with a capital letter or a line break taken for a new prompt."""
+    assert Text("Count  UP to\nfour").like(Text("count up to four"), 1.0)
+    assert not Text("count up to four").like(Text("count up to five"), 1.0)
 
 
 # ---- readers ----
@@ -176,14 +201,10 @@ RANKED = {"prompt": "p", "responses": ["best", "worst", "middle", "worst too"], 
 
 
 def test_ranked_answers(tmp_path):
-    """Guards against: ranks read upside down. Rank 0 is the best and gets 5, the last gets 1."""
+    """Guards against: groups changed on the way in."""
     path = tmp_path / "ranked.jsonl"
     write_jsonl(path, [RANKED])
     assert read_ranked(path) == [RANKED]
-    rows = eft_from_ranked([RANKED, {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]}])
-    assert [(r["prompt"], r["response"], r["verdict"]) for r in rows] == [
-        ("p", "best", "Score: 5"), ("p", "worst", "Score: 1"), ("p", "middle", "Score: 3"), ("p", "worst too", "Score: 1"),
-        ("q", "a", "Score: 1"), ("q", "b", "Score: 5")]
 
 
 @pytest.mark.parametrize("change", [{"ranks": [0, 1]}, {"responses": ["one"], "ranks": [0]}, {"responses": "text"},

@@ -2,6 +2,7 @@
 import copy
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,9 @@ import torch
 import dpo as module
 from conftest import tiny_gpt
 from data import Example, UserError, collate
-from dpo import (Recipe, dpo, dpo_loss, fit, micro_batches, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
+from dpo import (Recipe, dpo, dpo_loss, drop_long, fit, micro_batches, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
                  token_logps)
+from experiments.make_seed import Muon, muon
 from model import GPT
 
 STEADY = Recipe(lr=1e-2, lr_end=1e-2, warmup=0, batch_size=4)
@@ -170,6 +172,15 @@ def test_replay_joins_every_step():
 
 # ---- the loop ----
 
+def test_examples_too_long_are_left_out_aloud():
+    """Guards against: responses cut in the middle, or dropped in silence."""
+    said = []
+    short, long = Example([1] * 4, [2] * 4), Example([1] * 4, [2] * 5)
+    assert drop_long([short, long, short], 8, said.append) == [short, short]
+    assert len(said) == 1 and "1 of 3" in said[0]
+    assert drop_long([short], 8, said.append) == [short] and len(said) == 1
+
+
 def test_weights_are_fp32_and_small_steps_move_them():
     """Guards against: bf16 weights, which a learning rate of 1e-6 does not move."""
     for dtype in (torch.float32, torch.bfloat16):
@@ -189,10 +200,20 @@ def test_sft_learns(model):
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
 
 
+def test_every_example_weighs_the_same(model):
+    """Guards against: the digit of a short verdict drowned among the words of the answers."""
+    rows = [Example([5, 6], [7, 1]), Example([5, 8], [9] * 40 + [1]), Example([5], [1])]
+    logps = [brute(model, e) for e in rows]
+    by_example, by_token = (sft(copy.deepcopy(model), rows, Recipe(even=even))[0]["loss"] for even in (True, False))
+    assert by_example == pytest.approx(-sum(sum(x) / len(x) for x in logps) / 3, rel=1e-4)
+    assert by_token == pytest.approx(-sum(map(sum, logps)) / sum(map(len, logps)), rel=1e-4)
+
+
 @pytest.mark.parametrize("train", [
     lambda model, recipe: sft(model, examples(8), recipe),
+    lambda model, recipe: sft(model, examples(8), replace(recipe, even=True)),
     lambda model, recipe: dpo(model, pairs(8), recipe, beta=0.1, replay=examples(9, 2), replay_size=3),
-], ids=["sft", "dpo"])
+], ids=["sft", "sft, examples", "dpo"])
 def test_a_step_cut_into_passes_is_the_same_step(monkeypatch, train):
     """Guards against: a loss averaged per micro-batch, so that rows in short batches weigh more."""
     seen, clip = [], torch.nn.utils.clip_grad_norm_
@@ -287,9 +308,31 @@ def test_same_seed_same_weights(train):
     assert same(a, b) and not same(a, c)
 
 
+# ---- experiments/make_seed.py ----
+
 def test_muon_moves_every_weight(model):
     """Guards against: a parameter that no optimizer owns, or that two own."""
-    before = weights(model)
-    log = sft(model, examples(8), Recipe(epochs=10, lr=1e-2, lr_end=1e-3, muon=True))
+    before, recipe = weights(model), Recipe(epochs=10, lr=1e-2, lr_end=1e-3)
+    owned = [id(p) for o in muon(model, recipe) for g in o.param_groups for p in g["params"]]
+    assert sorted(owned) == sorted(map(id, model.parameters()))
+    log = sft(model, examples(8), recipe, optimizers=muon)
     assert log[-1]["loss"] < log[0]["loss"]
     assert not any(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_muon_is_torch_muon():
+    """Guards against: another step than torch.optim.Muon's, which computes it in bf16; matrices of one shape mixed up."""
+    rng = torch.Generator().manual_seed(0)
+    shapes = [(24, 60), (60, 24), (24, 60), (16, 48), (40, 16)]
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(s)) for s in shapes] for _ in range(2))
+    steppers = Muon(ours, lr=0.02), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.0)
+    for _ in range(4):
+        before = [[p.detach().clone() for p in side] for side in (ours, theirs)]
+        for p, q in zip(ours, theirs):
+            p.grad = torch.randn(p.shape, generator=rng)
+            q.grad = p.grad.clone()
+        for stepper in steppers:
+            stepper.step()
+        for p, q, p_before, q_before in zip(ours, theirs, *before):
+            moved, expected = p.detach() - p_before, q.detach() - q_before
+            assert (moved - expected).norm() < 0.04 * expected.norm()

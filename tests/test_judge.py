@@ -1,13 +1,18 @@
 """judge.py: what cannot be read is no score, only the judge's own words count, and a tie is no preference."""
+import json
+import random
 from collections import Counter
+from itertools import combinations
 
 import pytest
+import torch
 
 import judge
-from conftest import ROOT, flat_gpt
-from data import Candidate, UserError
-from judge import (RUBRIC, attach, choose_pair, choose_pairs, judge_examples, judge_text, pairwise_accuracy, parse_score,
-                   rank_answers, read_rubric, score, score_line_done)
+from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
+from data import Candidate, Chat, UserError, write_jsonl
+from judge import (RUBRIC, agreeing, attach, choose_pair, choose_pairs, interval, judge_examples, judge_figures, judge_text,
+                   pairwise_accuracy, parse_score, rank_answers, read_rubric, score, score_line_done, score_lines)
+from model import save
 from sample import Completion, Sampling
 
 READABLE = [
@@ -159,6 +164,78 @@ def test_equal_answers_share_their_votes(verdicts, chat):
     assert choose_pair([scored[0], scored[2]]) is None
 
 
+# ---- expected scores: read from probabilities ----
+
+def expected(model, chat, candidates, *, slots: int = 64, key: str = "k") -> list[dict]:
+    return score(model, chat, candidates, Sampling(64, slots=slots), k=3, rubric="{prompt}|{response}", key=key, how="expected", label=None)
+
+
+ANSWERS = [candidate(i // 4, i % 4, "word " * (i % 5) + chr(97 + i)) for i in range(16)]
+MERGES = {"bytes": (), "digits with their space": [f"\u0120{n}" for n in range(6)], "score with its colon": ["e:", ":\u0120"]}
+
+
+@pytest.mark.parametrize("merges", MERGES)
+def test_expected_scores_by_brute_force(tmp_path, merges):
+    """Guards against: a digit read at the wrong place, a mean over what is not a digit, rows in another order than the answers."""
+    chat = Chat(write_tokenizer(tmp_path, merges=MERGES[merges]))
+    line = chat.tokenizer.encode("Score: 4").ids
+    digits = [chat.tokenizer.encode(f"Score: {n}").ids[-1] for n in range(6)]
+    model = tiny_gpt(seed=2, vocab=260 + len(MERGES[merges]), tie_word_embeddings=False)
+    with torch.no_grad():
+        model.lm_head.weight[digits] *= 6                           # now likely, now unlikely
+    rows = expected(model, chat, ANSWERS)
+    assert [(r["id"], r["sample"], r["vote"], r["text"]) for r in rows] == [(c.id, c.sample, 0, "") for c in ANSWERS]
+    for row, c in zip(rows, ANSWERS):
+        with torch.no_grad():
+            read = torch.tensor([chat.prompt(f"{c.prompt}|{c.response}") + line[:-1]])
+            probs = model.logits(model(read))[0, -1].softmax(-1)[digits].tolist()
+        assert row["digits"] == pytest.approx(probs, abs=1e-4)
+        mean = sum(n * p for n, p in enumerate(probs)) / sum(probs)
+        assert row["score"] == (pytest.approx(mean, abs=1e-4) if sum(probs) >= 0.5 else None)
+    assert 0 < sum(r["score"] is None for r in rows) < len(rows), "the test wants readable and unreadable ones"
+
+
+def test_expected_scores_need_no_luck(chat):
+    """Guards against: an expected score that depends on the key, the batch, or how often it is asked for."""
+    model = leaning_gpt({chat.tokenizer.token_to_id(d): 8 for d in "012345"})
+    rows = expected(model, chat, ANSWERS)
+    assert expected(model, chat, ANSWERS, key="other") == rows
+    for again in (expected(model, chat, ANSWERS, slots=1), expected(model, chat, ANSWERS[:3])):
+        assert [r["score"] for r in again] == pytest.approx([r["score"] for r in rows[:len(again)]], abs=1e-4)
+    assert len({r["score"] for r in rows}) == len(rows), "hardly ever tied"
+
+
+def test_expected_scores_follow_the_digits(chat):
+    """Guards against: the order of the digits turned round; a judge that says nothing read as a middling score."""
+    digit = [chat.tokenizer.token_to_id(d) for d in "0123456789"]
+    cases = [({digit[4]: 1}, 4), ({digit[0]: 1}, 0), ({digit[5]: 0.4, digit[2]: 0.2, 40: 0.4}, 4), ({digit[5]: 0.3, 40: 0.7}, None),
+             ({digit[7]: 1}, None)]
+    for given, wanted in cases:
+        (row,) = expected(flat_gpt(given), chat, ANSWERS[:1])
+        assert row["score"] == (None if wanted is None else pytest.approx(wanted, abs=1e-4))
+        assert row["digits"] == pytest.approx([given.get(d, 0) for d in digit[:6]], abs=1e-4)
+
+
+def test_expected_scores_one_row_an_answer(chat):
+    """Guards against: K equal votes, an unfinished answer judged, one text judged twice, an unreadable one taken for 0."""
+    digit = chat.tokenizer.token_to_id("3")
+    answers = [candidate(0, 0, "alpha"), candidate(0, 1, "beta", finished=False), candidate(0, 2, "alpha"), candidate(1, 0, "alpha")]
+    rows = expected(flat_gpt({digit: 1}), chat, answers)
+    assert [(r["id"], r["sample"]) for r in rows] == [(0, 0), (1, 0)]
+    assert [(c.votes, c.reward) for c in attach(answers, rows)] == [((3,), 3), ((), None), ((3,), 3), ((3,), 3)]
+    mute = expected(flat_gpt({40: 1}), chat, answers)
+    assert [(c.votes, c.reward) for c in attach(answers, mute)] == [((None,), None), ((), None), ((None,), None), ((None,), None)]
+    assert expected(flat_gpt({digit: 1}), chat, answers[1:2]) == []
+
+
+@pytest.mark.parametrize("merges", [["\u01205"], ["\u01200", "\u01201"]], ids=str)
+def test_tokenizers_that_do_not_tell_digits_apart(tmp_path, merges):
+    """Guards against: a number read off a token that several digits share."""
+    chat = Chat(write_tokenizer(tmp_path, merges=merges))
+    with pytest.raises(UserError, match="--judge sampled"):
+        expected(tiny_gpt(vocab=270), chat, ANSWERS[:2])
+
+
 # ---- pairs ----
 
 def group(*rewards: float | None, id: int = 0) -> list[Candidate]:
@@ -183,6 +260,73 @@ def test_one_pair_a_prompt():
     assert choose_pairs([]) == []
 
 
+# ---- judge examples from ranked answers ----
+
+def test_score_lines():
+    """Guards against: ranks read upside down. Rank 0 is the best and gets 5, the last gets 1."""
+    rows = score_lines([{"prompt": "p", "responses": ["best", "worst", "middle", "worst too"], "ranks": [0, 2, 1, 2]},
+                        {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]}, {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 1]}])
+    assert [(r["prompt"], r["response"], r["verdict"]) for r in rows] == [
+        ("p", "best", "Score: 5"), ("p", "worst", "Score: 1"), ("p", "middle", "Score: 3"), ("p", "worst too", "Score: 1"),
+        ("q", "a", "Score: 1"), ("q", "b", "Score: 5"), ("r", "c", "Score: 5"), ("r", "d", "Score: 5")]
+    assert all(parse_score(r["verdict"]) is not None for r in rows)
+
+
+def people(*ranks: list[int]) -> list[dict]:
+    return [{"prompt": f"p{g}", "responses": [f"answer {g} {s}" for s in range(len(r))], "ranks": r} for g, r in enumerate(ranks)]
+
+
+def votes(*groups: list) -> list[dict]:
+    """Verdict rows: a group is a list of answers, an answer a list of votes (or one vote), None unreadable."""
+    return [{"id": g, "sample": s, "vote": v, "text": f"Vote {v}. Score: {'?' if n is None else n}", "score": n}
+            for g, answers in enumerate(groups) for s, given in enumerate(answers)
+            for v, n in enumerate(given if isinstance(given, list) else [given])]
+
+
+AGREE = [  # ranks of one group, votes, the answers whose verdicts agree
+    ([0, 1, 2], [5, 3, 1], [0, 1, 2]), ([0, 1, 2], [1, 3, 5], []), ([2, 0, 1], [1, 5, 3], [0, 1, 2]),
+    ([0, 1, 2], [5, 5, 1], [0, 1, 2]),                                  # a tie does not contradict
+    ([0, 1, 2], [3, 3, 3], []), ([0, 1], [4, 4], []),                   # but saying nothing is no agreement
+    ([0, 1, 2], [3, 5, 1], [2]),                                        # only the last is where people put it
+    ([0, 0, 1], [1, 5, 3], [1]), ([0, 0, 1], [4, 5, 3], [0, 1, 2]),     # answers of one rank are not compared
+    ([0, 1, 2], [5, None, 1], [0, 2]), ([0, 1], [5, None], []), ([0, 1], [None, None], []),
+    ([0, 1], [[5, 1], 2], [0, 1]),                                      # means of 3 and 2: the vote of 5 agrees, that of 1 does not
+    ([0, 1, 2], [[5, None], 3, [None, 1]], [0, 1, 2]),
+]
+
+
+@pytest.mark.parametrize("ranks, given, agree", AGREE, ids=str)
+def test_which_verdicts_agree_with_people(ranks, given, agree):
+    """Guards against: verdicts kept that contradict people, ranks upside down, an unreadable verdict trained on."""
+    rows, funnel = agreeing(people(ranks), votes(given))
+    texts = {(v["id"], v["sample"], v["text"]) for v in votes(given)}
+    assert funnel["agreeing"] == len(agree) and {int(r["response"][-1]) for r in rows} <= set(agree)
+    for r in rows:
+        assert (0, int(r["response"][-1]), r["verdict"]) in texts and r["prompt"] == "p0" and parse_score(r["verdict"]) is not None
+    if given == [[5, 1], 2]:
+        assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 0. Score: 2"]
+
+
+def test_the_commonest_score_is_thinned():
+    """Guards against: judge data that is nearly all one score (paper, 3.1), and a funnel whose numbers do not follow."""
+    ranks = [[0, 1], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]]
+    given = [[5, 3], [5, 3], [5, 1], [5, 4], [2, 4], [None, 3]]
+    rows, funnel = agreeing(people(*ranks), votes(*given))
+    assert funnel == {"written": 12, "readable": 11, "agreeing": 8, "kept": 6}       # four fives, two threes, a one, a four
+    assert Counter(parse_score(r["verdict"]) for r in rows) == {5: 2, 3: 2, 1: 1, 4: 1}
+    assert len({(r["prompt"], r["response"]) for r in rows}) == 6
+
+
+def test_one_score_only_is_kept():
+    """Guards against: nothing left where every verdict that agrees gives the same score."""
+    rows, funnel = agreeing(people([0, 1], [0, 1]), votes([[5, 5, 2], 4.5], [[5, None], None]))      # a mean of 4 against 4.5
+    assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 1. Score: 5"]
+    assert funnel == {"written": 7, "readable": 5, "agreeing": 2, "kept": 2}
+    rows, funnel = agreeing(people([0, 1, 2]), votes([[5, 5], [5, None], [5, None]]))
+    assert rows == [] and funnel == {"written": 6, "readable": 4, "agreeing": 0, "kept": 0}
+    assert agreeing([], []) == ([], {"written": 0, "readable": 0, "agreeing": 0, "kept": 0})
+
+
 # ---- accuracy on ranked answers ----
 
 ACCURACY = [
@@ -205,3 +349,138 @@ def test_rank_answers(verdicts, chat):
     groups = [{"prompt": "x", "responses": ["gamma", "alpha", "gamma"]}, {"prompt": "y", "responses": ["beta", "alpha"]}]
     rewards, rows = rank_answers(None, chat, groups, Sampling(64), k=1, rubric=RUBRIC, key="k")
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
+
+
+FIGURES = [  # rewards and ranks of one group: pairwise, ties, best5, exact, spearman, kendall
+    ([5, 3, 1], [0, 1, 2], 1, 0, 1, 1, 1, 1), ([1, 3, 5], [0, 1, 2], 0, 0, 0, 0, -1, -1),
+    ([5, 5, 1], [0, 1, 2], 2 / 3, 1 / 3, 1 / 2, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
+    ([3, 3, 3], [0, 1, 2], 0, 1, None, 0, 0, 0), ([5, 5], [0, 1], 0, 1, 1 / 2, 0, 0, 0),
+    ([4, 4, 1], [0, 0, 1], 1, 0, None, 1, 1, 1), ([4, 3, 1], [0, 0, 1], 1, 0, None, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
+    ([None, 4, 1], [0, 1, 2], 1 / 3, 2 / 3, None, 0, 1, 1), ([4.5, None], [1, 0], 0, 1, 0, 0, 0, 0),
+    ([None, None], [0, 1], 0, 1, None, 0, 0, 0), ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1), ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
+]
+NAMES = ("pairwise", "ties", "best5", "exact", "spearman", "kendall")
+
+
+@pytest.mark.parametrize("case", FIGURES, ids=str)
+def test_figures_by_hand(case):
+    """Guards against: ties that count as right, missing scores that count as zeros, a share of no fives."""
+    rewards, ranks, *values = case
+    figures = judge_figures([rewards], [ranks])
+    assert {n: figures[f"judge_{n}"] for n in NAMES} == {n: None if v is None else pytest.approx(v) for n, v in zip(NAMES, values)}
+
+
+def test_figures_of_several_groups():
+    """Guards against: a mean over the wrong thing: pairs and fives are counted over all groups, the others a group each."""
+    figures = judge_figures([[5, 3, 1], [1, 5], [2, 2]], [[0, 1, 2], [0, 1], [0, 0]])
+    assert [figures[f"judge_{n}"] for n in NAMES] == pytest.approx([3 / 4, 0, 1 / 2, 2 / 3, 0, 0])
+
+
+def brute_tau_b(a: list[float], b: list[float]) -> float:
+    """(concordant - discordant) / sqrt((pairs - ties in a) (pairs - ties in b))."""
+    pairs = list(combinations(range(len(a)), 2))
+    signs = [((a[i] - a[j]), (b[i] - b[j])) for i, j in pairs]
+    concordant, discordant = sum(x * y > 0 for x, y in signs), sum(x * y < 0 for x, y in signs)
+    below = (len(pairs) - sum(x == 0 for x, _ in signs)) * (len(pairs) - sum(y == 0 for _, y in signs))
+    return (concordant - discordant) / below ** 0.5 if below else 0.0
+
+
+def brute_spearman(a: list[float], b: list[float]) -> float:
+    """Pearson's correlation of the ranks, ties sharing theirs."""
+    ranked = [torch.tensor([sum(sorted(x).index(v) + i for i in range(x.count(v))) / x.count(v) for v in x]).double() for x in (a, b)]
+    return float(torch.corrcoef(torch.stack(ranked))[0, 1]) if len({*a}) > 1 and len({*b}) > 1 else 0.0
+
+
+def random_groups(count: int, seed: int = 0) -> tuple[list, list]:
+    """Rewards that agree with the ranks more often than not, with ties and missing ones."""
+    rng, rewards, ranks = random.Random(seed), [], []
+    for _ in range(count):
+        ranks.append([rng.randrange(4) for _ in range(rng.randrange(2, 7))])
+        rewards.append([rng.choice([None, 4 - r, 4 - r, rng.randrange(6)]) for r in ranks[-1]])
+    return rewards, ranks
+
+
+def test_correlations_against_the_textbook():
+    """Guards against: tau-a, or ranks that ties do not share. Groups one by one, and their mean."""
+    rewards, ranks = random_groups(300)
+    single = [judge_figures([r], [t]) for r, t in zip(rewards, ranks)]
+    for figures, given, truth in zip(single, rewards, ranks):
+        there = [(r, -t) for r, t in zip(given, truth) if r is not None]
+        a, b = [r for r, _ in there], [t for _, t in there]
+        assert figures["judge_kendall"] == pytest.approx(brute_tau_b(a, b), abs=1e-9)
+        assert figures["judge_spearman"] == pytest.approx(brute_spearman(a, b), abs=1e-9)
+    whole = judge_figures(rewards, ranks)
+    for name in ("judge_kendall", "judge_spearman", "judge_exact"):
+        assert whole[name] == pytest.approx(sum(f[name] for f in single) / 300)
+    assert whole["judge_pairwise"] == pytest.approx(pairwise_accuracy(rewards, ranks))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_interval_holds_the_estimate(seed):
+    """Guards against: an interval of something else. It lies in [0, 1], and more groups make it narrower."""
+    few, many = (judge_figures(*random_groups(count, seed)) for count in (30, 300))
+    low, high = few["judge_interval"]
+    assert 0 <= low < few["judge_pairwise"] < high <= 1
+    assert many["judge_interval"][1] - many["judge_interval"][0] < 0.6 * (high - low)
+
+
+def test_interval_draws_whole_groups():
+    """Guards against: answers to one prompt taken for independent, which makes the interval too narrow."""
+    assert interval([10] * 50 + [0] * 50, [10] * 100) == interval([1] * 50 + [0] * 50, [1] * 100)
+    low, high = interval([1] * 50 + [0] * 50, [1] * 100)
+    assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02)), "1.96 sqrt(1/4 / 100) = 0.098"
+    assert interval([3], [4]) == [0.75, 0.75] and interval([0, 0], [0, 0]) == [0, 0]
+    assert judge_figures([[5, 1]], [[0, 0]])["judge_pairwise"] is None
+
+
+# ---- the command, with expected scores ----
+
+@pytest.fixture
+def digits(cwd):
+    """A directory with a small judge that likes digits, 4 most."""
+    folder, chat = cwd / "digits", Chat(write_tokenizer(cwd / "digits"))
+    save(leaning_gpt({chat.tokenizer.token_to_id(d): 9 + (d == "4") for d in "012345"}, max_position_embeddings=2048), folder)
+    return folder
+
+
+def test_judge_one_answer_by_expected_score(digits):
+    """Guards against: --judge expected that still samples, or shows an empty verdict."""
+    args = ("judge.py", "--model", digits, "--judge", "expected", "--prompt", "Why?", "--response", "So.")
+    shown, report = command(*args), json.loads(command(*args, "--json").out)
+    (verdict,) = report["verdicts"]
+    assert len(verdict["digits"]) == 6 and 0.9 < sum(verdict["digits"]) <= 1.001
+    assert report["reward"] == verdict["score"] == pytest.approx(
+        sum(n * p for n, p in enumerate(verdict["digits"])) / sum(verdict["digits"]), abs=1e-3)
+    assert shown.code == 0 and "probabilities of 0 to 5" in shown.out and f"{report['reward']:.2f}" in shown.out
+    assert json.loads(command(*args, "--json", "--seed", 5, "--k", 9).out) == report
+
+
+def test_judge_one_answer_that_cannot_be_read(digits):
+    """Guards against: a made-up number where the judge would rather write something else."""
+    save(tiny_gpt(max_position_embeddings=2048), digits)
+    args = ("judge.py", "--model", digits, "--judge", "expected", "--prompt", "Why?", "--response", "So.")
+    shown, report = command(*args), json.loads(command(*args, "--json").out)
+    assert report["reward"] is report["verdicts"][0]["score"] is None
+    assert shown.code == 0 and "unreadable" in shown.out and "none" in shown.out
+
+
+def test_judge_a_file_by_expected_score(digits, cwd):
+    """Guards against: figures of other rewards than those shown; a figure that gets lost on the way."""
+    groups = people([0, 1, 2], [1, 0], [0, 0, 1])
+    write_jsonl(cwd / "ranked.jsonl", groups)
+    args = ("judge.py", "--model", digits, "--judge", "expected", "--file", cwd / "ranked.jsonl")
+    shown, report = command(*args), json.loads(command(*args, "--json").out)
+    assert [len(r) for r in report["rewards"]] == [3, 2, 3] and len({x for r in report["rewards"] for x in r}) > 1
+    figures = judge_figures(report["rewards"], [g["ranks"] for g in groups])
+    assert set(figures) == {"judge_interval", *(f"judge_{n}" for n in NAMES)}
+    assert {k: report[k] for k in figures} == figures
+    assert (report["groups"], report["judge_parse_rate"]) == (3, 1) and report["seconds"] >= 0
+    assert shown.code == 0 and all(word in shown.out for word in ("3 groups", "ties", "5-best", "exact", "Spearman", "Kendall"))
+
+
+def test_judging_that_is_not_known(digits, cwd):
+    """Guards against: a typo obeyed as the default; a tokenizer without digits shown as a traceback."""
+    args = ("judge.py", "--model", digits, "--prompt", "Why?", "--response", "So.", "--judge")
+    assert command(*args, "expect").code == 2
+    write_tokenizer(digits, merges=["\u01205"])
+    assert_refused(command(*args, "expected"), "--judge sampled")

@@ -1,5 +1,7 @@
 """sample.py: what is drawn depends on the request alone, follows the distribution asked for, and keeps its EOS."""
+import itertools
 import random
+import time
 from collections import Counter
 
 import pytest
@@ -7,8 +9,8 @@ import torch
 
 import sample
 from conftest import flat_gpt, tiny_gpt
-from data import UserError
-from sample import Completion, Sampling, generate, new_prompts, pick, refusal, respond, rouge_l, uniforms
+from data import Text, UserError
+from sample import Completion, Sampling, generate, new_prompts, next_probs, pick, refusal, respond, uniforms
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -172,6 +174,31 @@ def test_respond_carries_the_drawn_ids(model, chat):
     assert [(c.tokens, c.finished) for c in found] == [tuple(c) for group in groups for c in group]
 
 
+# ---- probabilities without sampling ----
+
+@torch.no_grad()
+def plain_probs(model, prompt: list[int]) -> torch.Tensor:
+    return model.logits(model(torch.tensor([prompt])))[0, -1].softmax(-1).float()
+
+
+@pytest.mark.parametrize("prefix", [0, 40])
+@pytest.mark.parametrize("slots", [1, 4, 64])
+def test_next_probs_equal_a_plain_forward_pass(model, prefix, slots):
+    """Guards against: a probability read at a pad or behind a wrong prefix, and rows handed back sorted by length."""
+    prompts, wanted = ragged(9, prefix=prefix), [259, 5, 7]
+    found = next_probs(model, prompts, wanted, slots=slots)
+    assert len({len(p) for p in prompts}) > 5 and found.dtype == torch.float32
+    torch.testing.assert_close(found, torch.stack([plain_probs(model, p)[wanted] for p in prompts]), atol=1e-6, rtol=1e-4)
+
+
+def test_next_probs_of_short_and_equal_prompts(model):
+    """Guards against: a prefix that swallows the whole of a prompt; an index error where nothing is asked."""
+    for prompts in ([[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]], [[9, 10, 11]] * 3, [[9]], [[9, 10]]):
+        expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
+        torch.testing.assert_close(next_probs(model, prompts, [3, 4], slots=2), expected, atol=1e-6, rtol=1e-4)
+    assert next_probs(model, [], [3, 4], slots=2).shape == (0, 2)
+
+
 # ---- distributions ----
 
 def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> torch.Tensor:
@@ -253,24 +280,6 @@ def test_generate_follows_the_distribution(chat):
 
 # ---- new prompts ----
 
-def brute_rouge_l(a: list[str], b: list[str]) -> float:
-    row = [0] * (len(b) + 1)
-    for x in a:
-        row, before = [0], row
-        for j, y in enumerate(b):
-            row.append(before[j] + 1 if x == y else max(before[j + 1], row[j]))
-    return 2 * row[-1] / (len(a) + len(b))
-
-
-def test_rouge_l():
-    """Guards against: a bit trick that nobody checked."""
-    rng = random.Random(0)
-    for _ in range(300):
-        texts = [[rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 90))))] for _ in range(4)]
-        assert rouge_l(texts[0], texts[1:]) == pytest.approx(max(brute_rouge_l(texts[0], o) for o in texts[1:]))
-    assert rouge_l(["a"], []) == 0
-
-
 REFUSED = [
     ("Name three fruits.", False, "unfinished"), ("Name fruits.", True, "length"), ("", True, "length"),
     ("a " * 151, True, "length"), ("count  UP to four", True, "duplicate"), ("Please draw a cat.", True, "keyword"),
@@ -282,20 +291,43 @@ REFUSED = [
 @pytest.mark.parametrize("text, finished, reason", REFUSED, ids=str)
 def test_refusal(text, finished, reason):
     """Guards against: copies, fragments and tasks that no text model can do, taken as new prompts."""
-    seed = "Count up to four"
-    assert refusal(text, finished, {seed.lower()}, [seed.lower().split()], 0.7) == reason
+    assert refusal(Text(text), finished, {"count up to four": Text("Count up to four")}, 0.7) == reason
+
+
+def test_copies_only():
+    """Guards against: a limit of 1 that still refuses what is only like another prompt."""
+    kept = {"count up to four": Text("Count up to four")}
+    assert refusal(Text("Please count up to four"), True, kept, 1.0) is None
+    assert refusal(Text("Count up to  FOUR"), True, kept, 1.0) == "duplicate"
+
+
+def test_thousands_of_prompts_are_compared_in_seconds():
+    """Guards against: a filter that takes longer than the model (an hour at 3,000 prompts, when every pair was aligned)."""
+    rng, kept, started = random.Random(0), {}, time.process_time()
+    words = [f"word{i}" for i in range(2000)]
+    draw = lambda: [words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))]      # common words and rare ones
+    texts = [draw() for _ in range(2900)]
+    texts += [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]            # and near copies
+    for text in texts:
+        if not refusal(found := Text(" ".join(text)), True, kept, 0.7):
+            kept[" ".join(found.words)] = found
+    assert time.process_time() - started < 15
+    assert 2700 < len(kept) < 2950
 
 
 @pytest.fixture
 def scripted(monkeypatch, chat):
-    """Makes the model write these texts, in turn, whatever it is asked; returns the list and the log of what it read."""
-    texts, read = [], []
+    """Makes the model write these texts, in turn, whatever it is asked; returns the list and the log of what it read.
+
+    A text that ends in " and" never ended.
+    """
+    texts, read, written = [], [], itertools.count()
 
     def write(model, chat, prompts, sampling, *, n=1, **_):
+        assert n == 1
         read.extend(chat.decode(p) for p in prompts)
-        lines = (texts[(len(read) * n + i) % len(texts)] for i in range(len(prompts) * n))
-        tokens = [chat.tokenizer.encode(line).ids for line in lines]
-        return [[Completion(t, True) for t in tokens[i * n:(i + 1) * n]] for i in range(len(prompts))]
+        lines = [texts[next(written) % len(texts)] for _ in prompts]
+        return [[Completion(chat.tokenizer.encode(line).ids, not line.endswith(" and"))] for line in lines]
 
     monkeypatch.setattr(sample, "generate", write)
     return texts, read
@@ -312,6 +344,39 @@ def test_new_prompts_are_new(scripted, chat):
     assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
     assert all(t.startswith("New task number") and "\n" not in t for t in found)
     assert all(shot.count("Task:") == 9 and shot.endswith("Task:") for shot in read)
+
+
+def test_demonstrations(scripted, chat):
+    """Guards against: one draw of demonstrations for many prompts; a first call that takes all, so that no prompt sees the
+    model's own (Self-Instruct: six of people, two of the model)."""
+    texts, read = scripted
+    seeds = [f"Seed task number {i}." for i in range(12)]
+    texts += [f"New task number {i}." for i in range(90)]
+    found, _ = new_prompts(None, chat, seeds, 40, DRAW, key="k", rouge=1.0)
+    shown = [[line.removeprefix("Task: ") for line in shot.splitlines()[:-1]] for shot in read]
+    assert all(len(set(shots)) == len(shots) == 8 for shots in shown)
+    own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
+    first = own.index(next(o for o in own if o))
+    assert 10 <= first <= 13 and own[:first] == [[]] * first and len(own) > 40
+    assert all(len(o) == 2 and max(o) < at for at, o in enumerate(own) if at >= first), "two of its own, written before"
+    assert all(sum(s in seeds for s in shots) == 6 for shots in shown[first:])
+    assert len({tuple(shots) for shots in shown}) == len(shown) and len({tuple(o) for o in own}) > 10
+    places = [shots.index(s) for shots in shown[first:] for s in shots if s in found]
+    assert set(places) == set(range(8)), "the model's own stand anywhere in the list"
+
+
+def test_every_refusal_is_counted(scripted, chat):
+    """Guards against: prompts lost without a word, or a surplus counted as refused; a held-out prompt let through."""
+    texts, _ = scripted
+    good = ["Name three green birds.", "Spell dog backwards twice.", "Which river is the longest?", "How do clouds form?"]
+    bad = {"An endless task goes on and": "unfinished", "No.": "length", "": "length", "SEED task number 1.": "duplicate",
+           "held OUT task of ours.": "duplicate", "Please draw a cat.": "keyword", "Please do seed task number 2.": "similar",
+           "A held out task of ours.": "similar"}
+    texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]       # draws of 2, 4, 4 and 3; the last one is a surplus
+    found, refused = new_prompts(None, chat, [f"Seed task number {i}." for i in range(4)], 4, DRAW, key="k", rouge=0.7,
+                                 exclude=["Held out task of ours."])
+    assert found == good
+    assert refused == Counter(bad.values())
 
 
 def test_new_prompts_that_never_come(scripted, chat):

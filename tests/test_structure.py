@@ -13,7 +13,7 @@ ALLOWED = {
     "data": set(), "model": {"data"}, "sample": {"data", "model"}, "judge": {"sample", "data", "model"},
     "dpo": {"judge", "sample", "data", "model"}, "evaluate": {"world", "dpo", "judge", "sample", "data", "model"},
     "world": set(), "config": {"data"},
-    "train": {"config", "world", "evaluate", "dpo", "judge", "sample", "data", "model"}, "report": set(),
+    "train": {"config", "world", "report", "evaluate", "dpo", "judge", "sample", "data", "model"}, "report": set(),
 }
 
 
@@ -73,9 +73,9 @@ def test_no_module_over_350_lines(name):
     assert len(MODULES[name].read_text().splitlines()) <= 350
 
 
-def test_program_of_2100_lines():
+def test_program_of_2500_lines():
     """Guards against: the same; everything at the top level counts."""
-    assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= 2100
+    assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= 2500
 
 
 def test_functions_are_short():

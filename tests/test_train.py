@@ -1,18 +1,12 @@
-"""The commands as people run them: the whole loop on a tiny budget, resumed, refused, and without its truth.
-
-Most runs here execute the scripts inside this process (same code, no second import of torch); `finished` is the real thing.
-"""
-import contextlib
-import io
+"""The commands as people run them: the whole loop on a tiny budget, resumed, refused, and without its truth."""
 import json
 import math
 import random
-import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import torch
@@ -22,57 +16,12 @@ import dpo
 import judge
 import sample
 import world
-from conftest import ROOT, tiny_gpt, write_tokenizer
+from conftest import ROOT, TINY, assert_refused, command
 from data import Chat, read_jsonl, write_jsonl
-from evaluate import Exam, true_score, versus
-from model import load, save
+from model import load
 
-TINY = "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16".split()
 QUICK = "--iters 1 --n-prompts 4 --n 2 --k 1 --seed-limit 8 --exam 4 --batch-size 16".split()
 TEXTS = ["prompts", "responses", "verdicts", "pairs", "dpo"]
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def command(script: str, *args, stdin: str = "") -> Done:
-    """`python SCRIPT ARGS` inside this process. An exception that the script does not catch fails the test."""
-    out, err, code, argv, keyboard = io.StringIO(), io.StringIO(), 0, sys.argv, sys.stdin
-    sys.argv, sys.stdin = [script, *map(str, args)], io.StringIO(stdin)
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            runpy.run_path(str(ROOT / script), run_name="__main__")
-    except SystemExit as end:
-        code = end.code or 0
-    finally:
-        sys.argv, sys.stdin = argv, keyboard
-    return Done(code, out.getvalue(), err.getvalue())
-
-
-def assert_refused(done: Done, *says: str) -> None:
-    """Exit code 2 and one sentence for people."""
-    told = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert done.code == 2 and len(told) == 1, done.err
-    assert all(s in told[0] for s in says), told[0]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Path:
-    """A directory in which the real command has made one tiny run."""
-    folder = tmp_path_factory.mktemp("finished")
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY], cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout)
-    return folder
-
-
-@pytest.fixture
-def cwd(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.fixture
@@ -85,7 +34,7 @@ def run(finished, cwd) -> Path:
 def results(run: Path) -> dict[str, object]:
     """Everything that a run found out, without what the clock had a hand in."""
     found: dict[str, object] = {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()
-                                and p.name not in ("config.json", "log.jsonl", "metrics.jsonl")}
+                                and p.name not in ("config.json", "log.jsonl", "metrics.jsonl", "report.html")}
     return found | {"metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(run / "metrics.jsonl")]}
 
 
@@ -116,6 +65,8 @@ def test_files_of_a_run(finished):
     assert all(set(r) >= {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"} for r in rows["pairs"])
     steps = {"loss", "margin", "accuracy", "chosen_change", "rejected_change", "lr", "grad_norm"}
     assert all(set(r) >= steps for r in rows["dpo"])
+    assert [set(r) for r in read_jsonl(run / "t0" / "eft.jsonl")] == [{"prompt", "response", "verdict"}] * 200
+    assert read_jsonl(run / "exam" / "ranked.jsonl") == world.held_out_ranked(4), "what judge.py --file takes"
     assert not list(run.rglob("*.tmp"))
     record = json.loads((run / "config.json").read_text())
     assert record["settings"]["n_prompts"] == 24 and record["torch"] == torch.__version__
@@ -126,8 +77,9 @@ def test_metrics_keys(finished):
     """Guards against: a table that silently loses a column."""
     rows = read_jsonl(finished / "runs" / "toy" / "metrics.jsonl")
     assert [r["model"] for r in rows] == ["M1", "M2"]
-    keys = {"true_score", "perfect", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs",
-            "win_rate", "lose_rate", "seconds"}
+    keys = {"true_score", "perfect", "self_score", "judge_pairwise", "judge_interval", "judge_ties", "judge_best5", "judge_exact",
+            "judge_spearman", "judge_kendall", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "win_rate", "lose_rate",
+            "seconds"}
     assert all(keys <= set(r) for r in rows)
     assert rows[0]["win_rate"] is None
     assert rows[1]["pairs"] == len(read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl"))
@@ -180,7 +132,7 @@ def test_m2_is_a_hugging_face_model(finished):
 
 # ---- resume ----
 
-ORDER = ["M1", "exam/M1.jsonl", "t1/prompts.jsonl", "t1/responses.jsonl", "t1/verdicts.jsonl", "t1/pairs.jsonl", "M2",
+ORDER = ["t0/eft.jsonl", "M1", "exam/ranked.jsonl", "exam/M1.jsonl", "t1/prompts.jsonl", "t1/responses.jsonl", "t1/verdicts.jsonl", "t1/pairs.jsonl", "M2",
          "exam/M2.jsonl"]
 
 
@@ -253,12 +205,15 @@ def test_other_settings_are_refused(finished, run):
 
 # ---- iterations that give nothing ----
 
-@pytest.mark.parametrize("value, says", [(3.0, "0 without a readable score"), (None, "0 tied")], ids=["all tied", "all unreadable"])
-def test_iteration_without_pairs(run, monkeypatch, value, says):
+@pytest.mark.parametrize("value", [3.0, None], ids=["all tied", "all unreadable"])
+def test_iteration_without_pairs(run, monkeypatch, value):
     """Guards against: lucidrains' dataset loop, which never ends; unreadable verdicts dressed up as ties or zeros."""
     forget(run, "t1/verdicts.jsonl")
     monkeypatch.setattr(judge, "parse_score", lambda text: value)
-    assert_refused(command("train.py", *TINY), "pair", says)
+    finished = Counter(r["id"] for r in read_jsonl(run / "t1" / "responses.jsonl") if r["finished"])
+    tied = sum(n > 1 for n in finished.values()) if value else 0
+    assert_refused(command("train.py", *TINY), "no preference pair", f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two "
+                   f"scores; of 72 answers {finished.total()} finished, {finished.total() if value else 0} scored")
     assert not (run / "M2").exists() and weights(run / "M1")
 
 
@@ -292,15 +247,6 @@ def test_without_the_oracle_the_weights_are_the_same(cwd, monkeypatch):
 
 
 # ---- a checkpoint of the real layout ----
-
-@pytest.fixture
-def checkpoint(cwd) -> Path:
-    """A random llama with ChatML, half of whose ids end an answer."""
-    folder = write_tokenizer(cwd / "llama")
-    save(tiny_gpt(model_type="llama", max_position_embeddings=2048), folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, *range(132, 260)]}))
-    return folder
-
 
 def test_real_layout(cwd, checkpoint, monkeypatch):
     """Guards against: a loop that only knows its toy (lucidrains #10: how to use an HF model); a truth where nobody knows it."""
@@ -372,6 +318,11 @@ BAD = {
     "no verdicts": lambda d: (["--k", 0], []),
     "empty batches": lambda d: (["--batch-size", 0], []),
     "cold": lambda d: (["--temperature", -1], ["temperature"]),
+    "judge": lambda d: (["--judge", "expect"], ["--judge must be one of sampled, expected", "'expect'"]),
+    "judge data": lambda d: (["--eft-style", "both"], ["--eft-style must be one of auto, verdict, score"]),
+    "loss": lambda d: (["--sft-weight", "rows"], ["--sft-weight must be one of examples, tokens"]),
+    "ift that nobody answers": lambda d: (["--ift", file(d, json.dumps({"messages": [{"role": "user", "content": "a"}]}))],
+                                          ["rows.jsonl, line 1", "messages"]),
 }
 
 
@@ -404,8 +355,8 @@ def test_a_refused_start_does_not_spoil_the_name(cwd):
 def test_help_names_every_flag():
     """Guards against: settings that cannot be found."""
     done = command("train.py", "--help")
-    flags = ("--model --run --iters --seed --n-prompts --n --k --ift --eft --ranked --prompts --rubric --temperature --top-p --beta "
-             "--device --dtype --json --make-seed").split()
+    flags = ("--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked --eft-style --prompts --prompt-writer "
+             "--rubric --judge --temperature --top-p --sft-weight --beta --device --dtype --json --make-seed").split()
     assert done.code == 0 and all(f in done.out for f in flags)
 
 
@@ -460,18 +411,3 @@ def test_judge_file(finished, cwd):
 def test_bad_input_elsewhere(cwd, script, args):
     """Guards against: the same, for the other commands."""
     assert_refused(command(script, *args))
-
-
-# ---- evaluate.py ----
-
-def test_versus():
-    """Guards against: ties and missing scores that count as wins."""
-    assert versus([5, 3, 2, None], [4, 3, 4, 1]) == {"win_rate": pytest.approx(1 / 3), "lose_rate": pytest.approx(1 / 3)}
-    assert versus([5], []) == {"win_rate": None, "lose_rate": None} == versus([None], [3])
-
-
-def test_an_unfinished_answer_is_no_success():
-    """Guards against: a mean over the survivors, which flatters."""
-    exam, answer = Exam([], [], world.oracle), world.perfect(world.read_task("Spell cat for Mia."), random.Random(0)).text()
-    assert [true_score(exam, judge.Candidate(0, 0, "Spell cat for Mia.", answer, [], done)) for done in (True, False)] == [5, 0]
-    assert true_score(Exam([], []), judge.Candidate(0, 0, "x", "y", [], True)) is None

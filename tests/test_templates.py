@@ -1,0 +1,136 @@
+"""data.Chat against transformers, token by token, on the chat templates of five families (templates/, shortened but of their logic)."""
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, processors
+from transformers import PreTrainedTokenizerFast
+
+from conftest import ROOT, write_tokenizer
+from data import Chat, UserError
+
+CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+FAMILIES = {
+    "llama3": dict(specials=["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"],
+                   bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),
+    "qwen2.5": dict(specials=CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None),
+    "qwen3": dict(specials=[*CHATML, "<think>", "</think>"], eos_token="<|im_end|>", pad_token="<|endoftext|>"),
+    "mistral": dict(specials=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], bos_token={"content": "<s>", "__type": "AddedToken"},
+                    eos_token={"content": "</s>", "__type": "AddedToken"}, unk_token="<unk>"),
+    "smollm2": dict(specials=CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>"),
+}
+WHY = {  # what each asks with for "Why?", word for word
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {today}\n\n"
+              "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen2.5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+               "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    "qwen3": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    "mistral": "<s>[INST] Why?[/INST]",
+    "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+               "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+}
+ONE, TWO = {"role": "user", "content": "Why?"}, {"role": "user", "content": "  And {{ then }}? \n\n<tool>\n"}
+THOUGHT = {"role": "assistant", "content": "<think>\nHm, ünï.\n</think>\n\nSo. "}
+TALKS = {"one turn": [ONE], "several turns": [ONE, {"role": "assistant", "content": " So.\n"}, TWO], "a thought": [ONE, THOUGHT, TWO],
+         "system": [{"role": "system", "content": " Be kind.\n"}, ONE],
+         "system, several turns": [{"role": "system", "content": "Be kind."}, ONE, THOUGHT, TWO, THOUGHT, ONE]}
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, family) -> Path:
+    """A directory as this family ships it: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    write_tokenizer(tmp_path, chat_template=None, **FAMILIES[family])
+    shutil.copy(ROOT / "tests" / "templates" / f"{family}.jinja", tmp_path / "chat_template.jinja")
+    return tmp_path
+
+
+def theirs(folder: Path, messages: list[dict], **more) -> list[int]:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **more)
+
+
+@pytest.mark.parametrize("talk", TALKS)
+def test_families_render_as_in_transformers(folder, talk):
+    """Guards against: a checkpoint that is asked, and trained, in another format than the one it was made with."""
+    found = Chat(folder).render(TALKS[talk])
+    assert found == theirs(folder, TALKS[talk])
+    assert "Why?" in Chat(folder).decode(found)
+
+
+def test_families_word_for_word(folder, family):
+    """Guards against: the test above comparing nothing with nothing. Every special token is one id."""
+    chat = Chat(folder)
+    found = chat.prompt("Why?")
+    assert chat.tokenizer.decode(found, skip_special_tokens=False) == WHY[family].format(today=datetime.now().strftime("%d %b %Y"))
+    specials = [i for i in found if i < len(FAMILIES[family]["specials"])]
+    assert len(specials) == sum(WHY[family].count(s) for s in FAMILIES[family]["specials"])
+
+
+def test_families_end_their_answers(folder, family):
+    """Guards against: an answer that ends with a token that this family does not stop at, or a training example with none."""
+    chat, ends = Chat(folder), FAMILIES[family]["eos_token"]
+    name = ends["content"] if isinstance(ends, dict) else ends
+    assert chat.tokenizer.id_to_token(chat.eos) == name and chat.eos_ids == [chat.eos]
+    assert chat.example("Why?", "So.").response == chat.response("So.") + [chat.eos]
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, chat.eos]}))
+    assert Chat(folder).eos_ids == sorted({0, chat.eos}) and Chat(folder).eos == chat.eos
+
+
+@pytest.mark.parametrize("family", ["llama3", "mistral"])
+def test_one_bos_where_the_tokenizer_adds_one_too(folder, family):
+    """Guards against: a second BOS (axolotl #1616), once from the template and once from the tokenizer's post-processor."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    bos = Chat(folder).prompt("Why?")[0]
+    name = tokenizer.id_to_token(bos)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, bos)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    chat = Chat(folder)
+    example = chat.example("Why?", "So.")
+    assert example.prompt[0] == bos and (example.prompt + example.response).count(bos) == 1
+    assert example.prompt == theirs(folder, [ONE])
+    assert chat.raw("Task:")[0] == bos, "plain text is where the tokenizer's own BOS belongs"
+
+
+@pytest.mark.parametrize("family", ["mistral"])
+@pytest.mark.parametrize("messages, says", [([THOUGHT, ONE], "alternate"), ([ONE, TWO], "alternate")], ids=["answer first", "two questions"])
+def test_a_template_that_refuses(folder, messages, says):
+    """Guards against: raise_exception of a template shown as a traceback, or passed over."""
+    with pytest.raises(UserError, match=says):
+        Chat(folder).render(messages)
+
+
+FEATURES = {  # one each of what templates use beyond plain jinja
+    "tojson": "{{ messages | tojson }}", "tojson, indent": "{{ messages | tojson(indent=2) }}",
+    "tojson, sorted": "{{ messages | tojson(sort_keys=True, separators=(',', ':')) }}",
+    "tojson, ASCII": "{{ messages | tojson(ensure_ascii=True) }}",
+    "break and continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}!",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "strftime_now": "{{ strftime_now('%Y-%m-%d') }}",
+    "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}",
+    "macro": "{% macro turn(m) %}{{ bos_token }}{{ m.role }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}",
+    "no tools, no documents": "{% if tools is none and documents is none %}none{% else %}undefined{% endif %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+}
+
+
+LACKING = {
+    "tojson, ASCII": "data.Chat's tojson takes no ensure_ascii of the template's own (a TypeError, and a traceback)",
+    "no tools, no documents": "data.Chat renders without tools=None and documents=None, so a template finds them undefined",
+    "generation": "data.Chat knows no {% generation %} (SmolLM3, and TRL's training templates): the template cannot be read",
+}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=LACKING[n])) if n in LACKING else n
+                                  for n in FEATURES])
+def test_features_of_templates(tmp_path, name):
+    """Guards against: a template that transformers renders and this program refuses, or reads in another way."""
+    folder = write_tokenizer(tmp_path, chat_template=FEATURES[name], bos_token="<|begin|>", pad_token="<|unused|>")
+    talk = TALKS["a thought"]
+    assert Chat(folder).render(talk) == theirs(folder, talk) != []
