@@ -8,10 +8,11 @@ Missing is None: a real run has no oracle, so it has no true score.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 from data import Candidate, Chat, Pair, UserError, asking, command, read_prompts
-from judge import attach, interval, judge_figures, mean, rank_answers, read_rubric, score
+from judge import attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
 from model import GPT, load, pick_device, pick_dtype
 from sample import Sampling, next_probs, respond
 
@@ -74,6 +75,13 @@ def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sa
     rows = [{"id": c.id, "prompt": c.prompt, "response": c.response, "finished": c.finished, "self_score": c.reward,
              "true_score": s} for c, s in zip(scored, truth)]
     return figures, rows
+
+
+def agreement(now: Sequence[Candidate], before: Sequence[Candidate]) -> float:
+    """How alike two judges rank the same answers, prompt by prompt: 1 alike, 0.5 unrelated, 0 the other way round."""
+    groups = [[(a.reward, b.reward) for a, b in group if None not in (a.reward, b.reward)]
+              for _, group in groupby(zip(now, before), key=lambda both: both[0].id)]
+    return (1 + (mean([kendall(*zip(*g)) for g in groups if len(g) > 1]) or 0.0)) / 2
 
 
 # ---- head to head ----

@@ -320,8 +320,8 @@ def show(report: dict) -> None:
 
 
 def main() -> None:
-    parser = asking("Let a model judge one answer, or a file of ranked answers.", model="a Hugging Face directory, for example runs/toy/M4", prompt="with --response: what was asked",
-                    response="with --prompt: the answer to judge",
+    parser = asking("Let a model judge one answer, or a file of ranked answers.", model="a Hugging Face directory, for example runs/toy/M4",
+                    prompt="with --response: what was asked", response="with --prompt: the answer to judge",
                     file='JSONL of {"prompt", "responses", "ranks"}: prints the five figures of the paper',
                     rubric="a rubric file [DIR/rubric.txt of the model, else the built-in one]")
     parser.add_argument("--k", type=int, default=3, help="verdicts an answer [%(default)s]")

@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -30,12 +29,12 @@ from config import SEED, Config, check_run, parse, record_run
 from data import (Candidate, Chat, Example, Pair, UserError, command, read_ift, read_oasst, read_own, read_prompts,
                   read_ranked, read_texts, write_jsonl)
 from dpo import Recipe, dpo, drop_long, sft
-from evaluate import Exam, line, measure, table, true_score, worked_example
-from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, kendall, mean, read_rubric, score, score_lines,
-                   verdict_pairs)
+from evaluate import Exam, agreement, line, measure, table, true_score, worked_example
+from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines, verdict_pairs)
 from model import GPT, load, pick_device, pick_dtype, save
 from report import alarms, load_run, write_report
 from sample import Sampling, new_prompts, respond, sampling_copy
+
 
 class Seeds(NamedTuple):
     """What people wrote, without what is held out for the exam."""
@@ -72,7 +71,6 @@ def gather(config: Config, toy: bool) -> Seeds:
 @dataclass(frozen=True)
 class Context:
     """What every stage needs to know."""
-
     config: Config
     run: Path
     chat: Chat
@@ -118,33 +116,45 @@ def stage(ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], 
 
 def own_verdicts(ctx: Context, model: GPT) -> tuple[list[dict], str]:
     """Judge data as in the paper (3.1): M_0 after SFT on answers judges ranked answers; what agrees with people is kept."""
-    c, groups, examples = ctx.config, ctx.seeds.groups[:ctx.config.seed_limit], answer_examples(ctx, model)
-    writer = copy.deepcopy(model)
-    if examples:
-        sft(writer, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed), name="sft on answers")
-    verdicts = stage(ctx, 0, "verdicts", lambda: (score(
-        sampling_copy(writer, ctx.dtype), ctx.chat, as_candidates(groups), ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric,
-        key=f"{c.seed} verdicts 0"), f"on {len(groups)} groups of ranked answers"))
-    rows, funnel = agreeing(groups, verdicts)
+    c, groups = ctx.config, ctx.seeds.groups[:ctx.config.seed_limit]
+
+    def make() -> tuple[list[dict], str]:
+        writer, examples = copy.deepcopy(model), answer_examples(ctx, model)
+        if examples:
+            sft(writer, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed), name="sft on answers")
+        return score(sampling_copy(writer, ctx.dtype), ctx.chat, as_candidates(groups), ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric,
+                     key=f"{c.seed} verdicts 0"), f"by M0 after SFT on answers, on {len(groups)} groups that people ranked"
+
+    rows, funnel = agreeing(groups, stage(ctx, 0, "verdicts", make))
     return rows, ", ".join(f"{count} {name}" for name, count in funnel.items())
 
 
-def judge_data(ctx: Context, model: GPT | None) -> list[dict]:
-    """EFT: ready judge examples, and those made from ranked answers; `model` is M_0, needed where the file is not there yet."""
+def style_of_judge_data(ctx: Context, model: GPT) -> tuple[str, str]:
+    """--eft-style, or what "auto" comes to; and why."""
+    c = ctx.config
+    if c.eft_style != "auto":
+        return c.eft_style, f"--eft-style {c.eft_style}"
+    if c.judge == "expected":
+        return "score", "score lines, as --judge expected reads nothing else"
+    tried = score(sampling_copy(model, ctx.dtype), ctx.chat, as_candidates(ctx.seeds.groups[:2]), ctx.sampling("verdict"), k=c.k,
+                  rubric=ctx.rubric, key=f"{c.seed} readable")
+    share = mean([float(v["score"] is not None) for v in tried])
+    style, name = ("verdict", "M0's own verdicts") if share >= 0.5 else ("score", "score lines")
+    return style, f"{name}, as {share:.0%} of {len(tried)} verdicts by M0 can be read"
+
+
+def judge_data(ctx: Context, model: GPT) -> list[dict]:
+    """EFT: ready judge examples, and those made from ranked answers; `model` is M_0."""
     c, groups = ctx.config, ctx.seeds.groups
 
     def make() -> tuple[list[dict], str]:
         if c.no_eft:
             return [], "no judge examples, as --no-eft says"
-        style, told, rows = c.eft_style, "", []
-        if groups and style == "auto":
-            tried = score(sampling_copy(model, ctx.dtype), ctx.chat, as_candidates(groups[:2]), ctx.sampling("verdict"), k=c.k,
-                          rubric=ctx.rubric, key=f"{c.seed} readable")
-            share = mean([float(v["score"] is not None) for v in tried])
-            style, told = "verdict" if share >= 0.5 else "score", f", as {share:.0%} of {len(tried)} verdicts by M0 can be read"
+        rows, told = [], ""
         if groups:
-            rows, funnel = own_verdicts(ctx, model) if style == "verdict" else (score_lines(groups), "score lines from ranks")
-            told = f", --eft-style {style}{told}: {funnel}"
+            style, why = style_of_judge_data(ctx, model)
+            rows, funnel = own_verdicts(ctx, model) if style == "verdict" else (score_lines(groups), f"{len(groups)} groups")
+            told = f" ({why}; {funnel})"
             random.Random(f"judge data {c.seed}").shuffle(rows)
         found = (ctx.seeds.eft + rows)[:c.seed_limit]
         return found, f"{len(found)} judge examples{told}"
@@ -206,12 +216,12 @@ def judge(ctx: Context, model: GPT, candidates: list[Candidate], t: int, *, name
         if c.judge_model == "oracle":
             rows = [{"id": y.id, "sample": y.sample, "vote": 0, "text": "", "score": true_score(ctx.seeds.exam, y)} for y in candidates]
         else:
-            judge, chat = (sampling_copy(load(c.judge_model, device=ctx.device), ctx.dtype), Chat(c.judge_model)) if c.judge_model else (model, ctx.chat)
-            rows = score(judge, chat, candidates, ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric, key=f"{c.seed} {name} {t}", how=c.judge)
+            judging, chat = (sampling_copy(load(c.judge_model, device=ctx.device), ctx.dtype), Chat(c.judge_model)) if c.judge_model else (
+                model, ctx.chat)
+            rows = score(judging, chat, candidates, ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric, key=f"{c.seed} {name} {t}", how=c.judge)
         readable = [r["score"] for r in rows if r["score"] is not None]
-        told = f"mean score {sum(readable) / len(readable):.2f}" if readable else "no score"
-        each = f"{c.k} on each" if c.judge == "sampled" else "one expected score on each"
-        return rows, f"{len(rows)}, {each} different answer, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
+        told = f"mean score {mean(readable):.2f}" if readable else "no score"
+        return rows, f"{len(rows)}, {c.judge}, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
 
     return attach(candidates, stage(ctx, t, name, make))
 
@@ -233,15 +243,12 @@ def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
     return pairs
 
 
-def agreement(ctx: Context, scored: list[Candidate], t: int) -> float:
-    """How alike M_t and M_{t-1} rank the same answers: 1 alike, 0 the other way round (CREAM, Wang et al. 2024); M_1 has no one before it."""
+def doubt(ctx: Context, scored: list[Candidate], t: int) -> float:
+    """Label smoothing of CREAM (Wang et al. 2024): how far the rankings of M_t and M_{t-1} differ; M_1 has no one before it."""
     if t == 1:
-        return 1.0
-    before = judge(ctx, sampling_copy(load(ctx.run / f"M{t - 1}", device=ctx.device), ctx.dtype), [replace(y, votes=(), reward=None) for y in scored],
-                   t, name="verdicts_before")
-    groups = [[(a.reward, b.reward) for a, b in group if None not in (a.reward, b.reward)]
-              for _, group in groupby(zip(scored, before), key=lambda pair: pair[0].id)]
-    return (1 + mean([kendall([a for a, _ in g], [b for _, b in g]) for g in groups if len(g) > 1])) / 2
+        return 0.0
+    before = sampling_copy(load(ctx.run / f"M{t - 1}", device=ctx.device), ctx.dtype)
+    return 1 - agreement(scored, judge(ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before"))
 
 
 def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair], t: int) -> None:
@@ -249,8 +256,7 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
     c, folder = ctx.config, ctx.run / f"M{t + 1}"
 
     def make() -> tuple[list[dict], str]:
-        prompts = [ctx.chat.prompt(p.chosen.prompt) for p in pairs]
-        rows = [(Example(x, p.chosen.tokens), Example(x, p.rejected.tokens)) for x, p in zip(prompts, pairs)]
+        rows = [(Example(x := ctx.chat.prompt(p.chosen.prompt), p.chosen.tokens), Example(x, p.rejected.tokens)) for p in pairs]
         recipe = ctx.recipe(model, c.dpo_lr, paper=1e-6, fall=10, epochs=c.dpo_epochs, seed=1000 * t + c.seed)
         if c.positive_only:
             log = sft(model, [chosen for chosen, _ in rows], recipe, name="sft on the best answers")
@@ -258,7 +264,7 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
             rows += verdict_pairs(ctx.chat, ctx.rubric, scored, read_own(ctx.run / f"t{t}/verdicts.jsonl")) if c.meta else []
             replay = judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl")) if c.replay else ()
             log = dpo(model, rows, recipe, beta=c.beta, kind=c.loss, nll=c.nll, replay=replay, replay_size=c.replay,
-                      smoothing=1 - agreement(ctx, scored, t) if c.cream else c.label_smoothing,
+                      smoothing=doubt(ctx, scored, t) if c.cream else c.label_smoothing,
                       ref=load(ctx.run / "M1", device=ctx.device) if c.ref == "seed" else None)
         save(model, folder, source=ctx.run / f"M{t}")
         last = {k: mean([row[k] for row in log[-max(1, len(log) // 10):]]) for k in log[0]}         # of the last tenth
@@ -274,8 +280,7 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
 
 def examine(ctx: Context, model: GPT, t: int) -> None:
     """One line of metrics.jsonl for M_t, measured on held-out material; nothing reads it but people."""
-    path, started = ctx.run / "metrics.jsonl", time.time()
-    rows = read_own(path)
+    path, started, rows = ctx.run / "metrics.jsonl", time.time(), read_own(ctx.run / "metrics.jsonl")
     if any(row["t"] == t for row in rows):
         return
     before = [r["true_score"] for r in read_own(ctx.run / f"exam/M{t - 1}.jsonl")]
@@ -316,9 +321,8 @@ def self_reward(ctx: Context, base: GPT | None) -> None:
 def run(config: Config, toy: bool, say: Callable[[str], None]) -> list[dict]:
     """The whole run, or what is left of it; returns the rows of the table."""
     started, folder, source = time.time(), Path("runs") / config.run, Path(config.model or SEED)
-    metrics = folder / "metrics.jsonl"
     check_run(config, folder)
-    if len(read_own(metrics)) > config.iters:
+    if len(read_own(folder / "metrics.jsonl")) > config.iters:
         say(f"{folder} is finished; this is its table. Give --run another name to run again.\n")
     else:
         device, own = pick_device(config.device), source / "rubric.txt"
@@ -328,7 +332,7 @@ def run(config: Config, toy: bool, say: Callable[[str], None]) -> list[dict]:
         record_run(config, folder, device)          # only now: a mistake in the settings leaves nothing behind
         self_reward(ctx, base)
         say(f"finished in {time.time() - started:.1f} s; files in {folder}, the report is {folder}/report.html\n")
-    return read_own(metrics)[:config.iters + 1]
+    return read_own(folder / "metrics.jsonl")[:config.iters + 1]
 
 
 def main() -> None:

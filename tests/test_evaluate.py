@@ -51,7 +51,7 @@ def test_both_orders_are_asked(chat, monkeypatch):
     """Guards against: one order asked twice, prompts or answers mixed up, and points that go to the other side."""
     asked = []
 
-    def likes_good(judge, chat, prompts, wanted, **_):
+    def likes_good(judge, prompts, wanted, **_):
         """The judge prefers what says "good"; of two such, the first place."""
         asked.extend(map(chat.decode, prompts))
         first = [text.index("good") < text.index("Answer B") if "good" in text else True for text in asked]
@@ -66,7 +66,7 @@ def test_both_orders_are_asked(chat, monkeypatch):
 
 def test_the_letters_decide(chat):
     """Guards against: the probability of another token read as preference. By brute force, on a real model."""
-    judge, (a, b) = tiny_gpt(), letters(chat)
+    judge, (a, b) = tiny_gpt(seed=4), letters(chat)
     ours, theirs = side(*(f"mine {i}" for i in range(12))), side(*(f"{i} yours" for i in range(12)))
 
     @torch.no_grad()
@@ -85,7 +85,7 @@ def test_the_letters_decide(chat):
 def test_letters_behind_a_space(tmp_path):
     """Guards against: a base model as judge that can only say tie."""
     chat = Chat(write_tokenizer(tmp_path, chat_template=None))
-    judge, a = tiny_gpt(), letters(chat)[0]
+    judge, a = tiny_gpt(seed=4), letters(chat)[0]
     assert chat.response("A")[-1] == a
     ours, theirs = side(*(f"mine {i}" for i in range(12))), side(*(f"{i} yours" for i in range(12)))
     assert len(set(preferred(judge, chat, ours, theirs, slots=4))) > 1
@@ -146,13 +146,13 @@ def test_oracle_decides_between_two_models(finished):
 
 @pytest.fixture
 def three(cwd):
-    """Directories of two writers and a judge: ours ends at once or soon, theirs later; the judge likes A and the digit 4."""
-    for name, logits, seed in (("ours", {1: 8, 70: 8}, 1), ("theirs", {1: 6, 80: 9}, 2), ("judge", {}, 3)):
+    """Directories of two writers and a judge that likes A and the six digits."""
+    for name, logits, seed in (("ours", {1: 5.5}, 1), ("theirs", {1: 4}, 2), ("judge", {}, 3)):
         chat = Chat(write_tokenizer(cwd / name))
         if name == "judge":
-            logits = {chat.tokenizer.token_to_id("A"): 12, **{chat.tokenizer.token_to_id(d): 9 for d in "012345"}}
+            logits = {chat.tokenizer.token_to_id("A"): 7, **{chat.tokenizer.token_to_id(d): 9 for d in "012345"}}
         save(leaning_gpt(logits, seed=seed, max_position_embeddings=2048), cwd / name)
-    (cwd / "prompts.txt").write_text("Why?\nHow so?\nWhat is it?\nWhen was that?\n")
+    (cwd / "prompts.txt").write_text("Why?\nHow so?\nWhat is it?\nWhen was that?\nWho?\nWhere to?\nWhich one?\nSince when?\n")
     return cwd
 
 
@@ -160,15 +160,15 @@ def test_a_model_decides_between_two_models(three):
     """Guards against: a judge whose place-liking becomes wins; scores and comparisons mixed up; shares that do not add up."""
     args = ("evaluate.py", "ours", "theirs", "--judge", "judge", "--prompts", "prompts.txt", "--max-new-tokens", 30)
     shown, report = command(*args), json.loads(command(*args, "--json").out)
-    assert (report["judge"], report["prompts"], report["tie_rate"], report["points"]) == ("judge", 4, 1, 0.5)
+    assert (report["judge"], report["prompts"], report["tie_rate"], report["points"]) == ("judge", 8, 1, 0.5)
     scores = report["by_score"]
     assert scores["win_rate"] + scores["tie_rate"] + scores["lose_rate"] == pytest.approx(1) and scores["tie_rate"] < 1
     assert all(0 < s < 5 for s in report["scores"]) and report["mean_length"] == scores["mean_length"]
-    assert report["mean_length"][0] < report["mean_length"][1]
     assert shown.code == 0 and "both orders" in shown.out and "by score" in shown.out and "tie 100.0%" in shown.out
     turned = json.loads(command("evaluate.py", "theirs", "ours", *args[3:], "--json").out)
     assert (turned["by_score"]["win_rate"], turned["by_score"]["lose_rate"]) == (scores["lose_rate"], scores["win_rate"])
-    assert turned["scores"] == report["scores"][::-1]
+    assert (turned["scores"], turned["mean_length"]) == (report["scores"][::-1], report["mean_length"][::-1])
+    assert len({*report["scores"]}) == len({*report["mean_length"]}) == 2
 
 
 MISTAKES = {
