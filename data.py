@@ -12,11 +12,12 @@ import gzip
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,7 +38,6 @@ class UserError(Exception):
 
 class Example(NamedTuple):
     """One sequence to learn from: only `response` ids (EOS included) carry loss."""
-
     prompt: list[int]
     response: list[int]
 
@@ -45,7 +45,6 @@ class Example(NamedTuple):
 @dataclass(frozen=True)
 class Candidate:
     """One answer y to one prompt x. `tokens` are the drawn ids, EOS included where the answer ended by itself."""
-
     id: int
     sample: int
     prompt: str
@@ -59,7 +58,6 @@ class Candidate:
 @dataclass(frozen=True)
 class Pair:
     """x, y_w, y_l of one prompt, as the candidates that were compared."""
-
     chosen: Candidate
     rejected: Candidate
 
@@ -75,7 +73,6 @@ def lcs(masks: dict[str, int], size: int, words: Sequence[str]) -> int:
 
 class Text:
     """A prompt as lower-case words, with what makes comparing it fast."""
-
     def __init__(self, text: str):
         self.words, seen = text.lower().split(), Counter()
         self.masks: dict[str, int] = {}                             # word -> the places where it stands, as bits
@@ -85,15 +82,29 @@ class Text:
             self.bag.add((word, seen[word]))
             seen[word] += 1
 
-    def like(self, other: "Text", limit: float) -> bool:
-        """Whether ROUGE-L F1 reaches `limit`. Shared words bound the subsequence, so it is computed only for few texts."""
-        least = limit * (len(self.words) + len(other.words)) / 2
-        return len(self.bag & other.bag) >= least and lcs(self.masks, len(self.words), other.words) >= least
+
+class Texts:
+    """The prompts so far, and which of them hold a word: of thousands only those that share enough are compared."""
+    def __init__(self, texts: Iterable[str] = ()):
+        self.all, self.lines, self.holders = [], set(), defaultdict(list)
+        for text in texts:
+            self.add(Text(text))
+
+    def add(self, text: Text) -> None:
+        for word in text.bag:
+            self.holders[word].append(len(self.all))
+        self.all.append(text)
+        self.lines.add(" ".join(text.words))
+
+    def like(self, text: Text, limit: float) -> bool:
+        """Whether ROUGE-L F1 with one of them reaches `limit` (> 0). How many words two texts share bounds their subsequence."""
+        shared = Counter(chain.from_iterable(self.holders[word] for word in text.bag if word in self.holders))
+        return any(n >= (least := limit * (len(text.words) + len(self.all[i].words)) / 2)
+                   and lcs(text.masks, len(text.words), self.all[i].words) >= least for i, n in shared.items())
 
 
 class Chat:
     """tokenizer.json and the chat template of one checkpoint."""
-
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         if not folder.is_dir():
@@ -254,8 +265,8 @@ def exchange(row: dict) -> tuple[str, str] | None:
 def read_ift(path: str | Path) -> list[dict]:
     """Instruction data -> {"prompt", "response"}: JSONL of prompt/response, Alpaca, messages or ShareGPT. Raises UserError."""
     def wrong(row: dict) -> str | None:
-        known = "prompt/response, instruction/input/output, messages or conversations"
-        return None if exchange(row) else f"no prompt with an answer; the formats are {known}, and no text may be empty"
+        return None if exchange(row) else ("no prompt with an answer; the formats are prompt/response, instruction/input/output, "
+                                           "messages and conversations, and no text may be empty")
     return [dict(zip(("prompt", "response"), exchange(row))) for row in read_jsonl(path, wrong=wrong)]
 
 

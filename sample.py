@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Candidate, Chat, Text, UserError, asking, command
+from data import Candidate, Chat, Text, Texts, UserError, asking, command
 from model import GPT, KVCache, load, pick_device, pick_dtype
 
 TOP = 32                # candidates looked at first; the nucleus of nearly every row lies among them
@@ -260,17 +260,17 @@ def respond(model: GPT, chat: Chat, prompts: Sequence[str], sampling: Sampling, 
 UNANSWERABLE = ("image", "picture", "photo", "graph", "plot", "draw", "file", "map", "video", "audio", "music", "diagram")
 
 
-def refusal(text: Text, finished: bool, kept: dict[str, Text], rouge: float) -> str | None:
+def refusal(text: Text, finished: bool, kept: Texts, rouge: float) -> str | None:
     """Why a written prompt is not taken; None where it is."""
     if not finished:
         return "unfinished"
     if not 3 <= len(text.words) <= 150:
         return "length"
-    if " ".join(text.words) in kept:
+    if " ".join(text.words) in kept.lines:
         return "duplicate"
     if any(w.strip(".,:;!?") in UNANSWERABLE for w in text.words):
         return "keyword"
-    return "similar" if rouge < 1 and any(text.like(other, rouge) for other in kept.values()) else None
+    return "similar" if rouge < 1 and kept.like(text, rouge) else None
 
 
 def few_shot(chat: Chat, seeds: Sequence[str], written: Sequence[str], rng: random.Random) -> list[int]:
@@ -288,7 +288,7 @@ def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampli
     Every prompt has a draw of demonstrations of its own. Raises UserError where nothing usable comes out.
     """
     rng, written, refused = random.Random(key), [], Counter()
-    kept = {" ".join(text.words): text for text in map(Text, (*seeds, *exclude))}
+    kept = Texts((*seeds, *exclude))
     for call in range(calls):                                       # bounded: a mute model must not hold the run
         wanted = count - len(written) if call else -(-count // 4)   # a first quarter, so that the rest sees two of its own
         shots = [few_shot(chat, seeds, written, rng) for _ in range(-(-wanted * 5 // 4))]
@@ -300,7 +300,7 @@ def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampli
                 refused[reason] += 1
             elif len(written) < count:
                 written.append(line)
-                kept[" ".join(text.words)] = text
+                kept.add(text)
     if not written:
         raise UserError(f"the model wrote no usable prompt ({dict(refused)}); give it prompts with --prompts FILE.")
     return written, refused

@@ -1,6 +1,7 @@
 """data.py: one prompt format, exact masks, exact ROUGE-L, and readers that say file and line."""
 import json
 import random
+from collections import Counter
 from fractions import Fraction
 
 import pytest
@@ -9,7 +10,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from conftest import ROOT, SPECIALS, write_tokenizer
-from data import Candidate, Chat, Example, Text, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts, write_jsonl
+from data import (Candidate, Chat, Example, Text, Texts, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts,
+                  write_jsonl)
 
 LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
           " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
@@ -150,23 +152,36 @@ def brute_f1(a: list[str], b: list[str]) -> Fraction:
 
 def test_likeness_is_rouge_l():
     """Guards against: a bit trick that nobody checked, a bound that drops likely texts, words counted once that stand twice."""
-    rng, seen = random.Random(0), []
+    rng, seen = random.Random(0), Counter()
     for _ in range(300):
-        words = [[rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 20, 90))))] for _ in range(2)]
+        one, other = ([rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 20, 90))))] for _ in range(2))
         if rng.random() < 0.3:                                      # a near copy: few random texts reach a high limit
-            words[1] = [w for w in words[0] if rng.random() < 0.8] or ["a"]
-        one, other = (Text(" ".join(w)) for w in words)
+            other = [w for w in one if rng.random() < 0.8] or ["a"]
         for limit in ("0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9", "1"):
-            expected = brute_f1(*words) >= Fraction(limit)
-            assert one.like(other, float(limit)) == other.like(one, float(limit)) == expected, (words, limit)
-            seen.append((limit, expected))
-    assert all(seen.count((limit, value)) > 15 for limit, value in set(seen)) and len(set(seen)) == 16
+            expected = brute_f1(one, other) >= Fraction(limit)
+            for a, b in ((one, other), (other, one)):
+                assert Texts([" ".join(a)]).like(Text(" ".join(b)), float(limit)) == expected, (a, b, limit)
+            seen[limit, expected] += 1
+    assert len(seen) == 16 and min(seen.values()) > 15
+
+
+def test_likeness_among_many():
+    """Guards against: an index that forgets a text, a word, or what was added later. Exact, on texts that share words often."""
+    rng, kept, texts, found = random.Random(1), Texts(["a b c"]), [["a", "b", "c"]], []
+    for _ in range(300):
+        words = [rng.choice("abcdefgh") for _ in range(rng.randrange(1, 12))]
+        found.append(kept.like(Text(" ".join(words)), 0.7))
+        assert found[-1] == any(brute_f1(words, other) >= Fraction("0.7") for other in texts)
+        if rng.random() < 0.3:
+            kept.add(Text(" ".join(words)))
+            texts.append(words)
+    assert 20 < sum(found) < 280 and not Texts().like(Text("a b"), 0.1)
 
 
 def test_likeness_ignores_case_and_spaces():
     """Guards against: a copy with a capital letter or a line break taken for a new prompt."""
-    assert Text("Count  UP to\nfour").like(Text("count up to four"), 1.0)
-    assert not Text("count up to four").like(Text("count up to five"), 1.0)
+    assert Texts(["count up to four"]).like(Text("Count  UP to\nfour"), 1.0)
+    assert not Texts(["count up to four"]).like(Text("count up to five"), 1.0)
 
 
 # ---- readers ----

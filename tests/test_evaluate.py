@@ -93,12 +93,12 @@ def test_letters_behind_a_space(tmp_path):
 
 def test_head_to_head_by_hand():
     """Guards against: ties counted as half a win in the shares, and a mean that one side's length decides."""
-    ours, theirs = side(*"abcde", tokens=3), side(*"abcd", tokens=1) + side("e", tokens=9)
+    ours, theirs = side(*"abcde", tokens=3), side(*"abc", tokens=1) + side("d", tokens=3) + side("e", tokens=9)
     report = head_to_head([1, 1, 0.5, 0, 1], ours, theirs)
     assert (report["prompts"], report["win_rate"], report["tie_rate"], report["lose_rate"]) == (5, 0.6, 0.2, 0.2)
     assert report["points"] == pytest.approx(0.7)
-    assert report["length_controlled"] == pytest.approx((2.5 / 4 + 1) / 2), "four where ours is longer, one where it is not"
-    assert report["mean_length"] == [3, pytest.approx(13 / 5)]
+    assert report["length_controlled"] == pytest.approx((2.5 / 3 + 1 / 2) / 2), "three where ours is longer, two where it is not"
+    assert report["mean_length"] == [3, 3]
     for name in ("win", "tie", "lose"):
         low, high = report[f"{name}_interval"]
         assert 0 <= low <= report[f"{name}_rate"] <= high <= 1 and high - low > 0.3
@@ -132,14 +132,14 @@ def test_points_from_scores():
 def test_oracle_decides_between_two_models(finished):
     """Guards against: figures of other texts than the two models wrote. Everything is computed once more here."""
     one, two, exam = (finished / "runs" / "toy" / name for name in ("M1", "M2", "exam/M1.jsonl"))
-    args = ("evaluate.py", two, one, "--judge", "oracle", "--prompts", exam, "--count", 12, "--max-new-tokens", 40)
+    args = ("evaluate.py", two, one, "--judge", "oracle", "--prompts", exam, "--count", 12, "--max-new-tokens", 18)
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     prompts = [r["prompt"] for r in read_jsonl(exam)][:12]
     dtype = pick_dtype("auto", torch.device("cpu"))
-    sides = [respond(load(d, dtype=dtype), Chat(d), prompts, Sampling(40, 0.7, 0.9), key="0", n=1, label=None) for d in (two, one)]
+    sides = [respond(load(d, dtype=dtype), Chat(d), prompts, Sampling(18, 0.7, 0.9), key="0", n=1, label=None) for d in (two, one)]
     scores = [[world.oracle(c.prompt, c.response) if c.finished else 0 for c in answers] for answers in sides]
     assert report == {"judge": "oracle", **head_to_head(by_score(*scores), *sides), "scores": [mean(s) for s in scores]}
-    assert report["prompts"] == 12 and 0 < report["tie_rate"] < 1
+    assert report["prompts"] == 12 and 0 < report["tie_rate"] < 1 and not all(c.finished for answers in sides for c in answers)
     assert shown.code == 0 and "by truth" in shown.out and f"win {report['win_rate']:.1%}" in shown.out
     assert f"{report['scores'][0]:.2f} against {report['scores'][1]:.2f}" in shown.out
 

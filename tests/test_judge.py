@@ -289,7 +289,8 @@ AGREE = [  # ranks of one group, votes, the answers whose verdicts agree
     ([0, 1, 2], [3, 3, 3], []), ([0, 1], [4, 4], []),                   # but saying nothing is no agreement
     ([0, 1, 2], [3, 5, 1], [2]),                                        # only the last is where people put it
     ([0, 0, 1], [1, 5, 3], [1]), ([0, 0, 1], [4, 5, 3], [0, 1, 2]),     # answers of one rank are not compared
-    ([0, 1, 2], [5, None, 1], [0, 2]), ([0, 1], [5, None], []), ([0, 1], [None, None], []),
+    ([0, 1, 2], [5, None, 1], [0, 2]), ([0, 1], [5, None], []), ([0, 1], [None, None], []), ([0, 0], [5, 1], []),
+    ([0, 1], [[5, 1], None], []),                                       # nor with itself
     ([0, 1], [[5, 1], 2], [0, 1]),                                      # means of 3 and 2: the vote of 5 agrees, that of 1 does not
     ([0, 1, 2], [[5, None], 3, [None, 1]], [0, 1, 2]),
 ]
@@ -357,7 +358,7 @@ FIGURES = [  # rewards and ranks of one group: pairwise, ties, best5, exact, spe
     ([3, 3, 3], [0, 1, 2], 0, 1, None, 0, 0, 0), ([5, 5], [0, 1], 0, 1, 1 / 2, 0, 0, 0),
     ([4, 4, 1], [0, 0, 1], 1, 0, None, 1, 1, 1), ([4, 3, 1], [0, 0, 1], 1, 0, None, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
     ([None, 4, 1], [0, 1, 2], 1 / 3, 2 / 3, None, 0, 1, 1), ([4.5, None], [1, 0], 0, 1, 0, 0, 0, 0),
-    ([None, None], [0, 1], 0, 1, None, 0, 0, 0), ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1), ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
+    ([5, 1], [1, 3], 1, 0, 1, 1, 1, 1), ([None, None], [0, 1], 0, 1, None, 0, 0, 0), ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1), ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
 ]
 NAMES = ("pairwise", "ties", "best5", "exact", "spearman", "kendall")
 

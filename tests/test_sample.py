@@ -9,7 +9,7 @@ import torch
 
 import sample
 from conftest import flat_gpt, tiny_gpt
-from data import Text, UserError
+from data import Text, Texts, UserError
 from sample import Completion, Sampling, generate, new_prompts, next_probs, pick, refusal, respond, uniforms
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
@@ -193,7 +193,7 @@ def test_next_probs_equal_a_plain_forward_pass(model, prefix, slots):
 
 def test_next_probs_of_short_and_equal_prompts(model):
     """Guards against: a prefix that swallows the whole of a prompt; an index error where nothing is asked."""
-    for prompts in ([[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]], [[9, 10, 11]] * 3, [[9]], [[9, 10]]):
+    for prompts in ([[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]], [[9, 10, 11], [9, 10]], [[9, 10, 11]] * 3, [[9]], [[9, 10]]):
         expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
         torch.testing.assert_close(next_probs(model, prompts, [3, 4], slots=2), expected, atol=1e-6, rtol=1e-4)
     assert next_probs(model, [], [3, 4], slots=2).shape == (0, 2)
@@ -291,28 +291,28 @@ REFUSED = [
 @pytest.mark.parametrize("text, finished, reason", REFUSED, ids=str)
 def test_refusal(text, finished, reason):
     """Guards against: copies, fragments and tasks that no text model can do, taken as new prompts."""
-    assert refusal(Text(text), finished, {"count up to four": Text("Count up to four")}, 0.7) == reason
+    assert refusal(Text(text), finished, Texts(["Count up to four"]), 0.7) == reason
 
 
 def test_copies_only():
     """Guards against: a limit of 1 that still refuses what is only like another prompt."""
-    kept = {"count up to four": Text("Count up to four")}
+    kept = Texts(["Count up to four"])
     assert refusal(Text("Please count up to four"), True, kept, 1.0) is None
     assert refusal(Text("Count up to  FOUR"), True, kept, 1.0) == "duplicate"
 
 
 def test_thousands_of_prompts_are_compared_in_seconds():
     """Guards against: a filter that takes longer than the model (an hour at 3,000 prompts, when every pair was aligned)."""
-    rng, kept, started = random.Random(0), {}, time.process_time()
+    rng, kept, started = random.Random(0), Texts(), time.process_time()
     words = [f"word{i}" for i in range(2000)]
     draw = lambda: [words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))]      # common words and rare ones
     texts = [draw() for _ in range(2900)]
     texts += [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]            # and near copies
     for text in texts:
         if not refusal(found := Text(" ".join(text)), True, kept, 0.7):
-            kept[" ".join(found.words)] = found
+            kept.add(found)
     assert time.process_time() - started < 15
-    assert 2700 < len(kept) < 2950
+    assert 2700 < len(kept.lines) < 2950
 
 
 @pytest.fixture
@@ -337,7 +337,8 @@ def test_new_prompts_are_new(scripted, chat):
     """Guards against: Oxen's decode, where the few-shot prompts came back as new ones; and held-out prompts trained on."""
     texts, read = scripted
     seeds = [f"Seed task number {i}." for i in range(12)]
-    texts += [f"New task number {i}.\nTask: more" for i in range(30)] + seeds + ["held  OUT task.", "New task number 3."] * 4
+    texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
+    texts += [f"New task number {i}.\nTask: more" for i in range(30)]
     found, refused = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."])
     kept = [" ".join(t.lower().split()) for t in found]
     assert len(found) == len(set(kept)) == 20

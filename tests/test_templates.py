@@ -111,6 +111,7 @@ FEATURES = {  # one each of what templates use beyond plain jinja
     "tojson, sorted": "{{ messages | tojson(sort_keys=True, separators=(',', ':')) }}",
     "tojson, ASCII": "{{ messages | tojson(ensure_ascii=True) }}",
     "break and continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}!",
+    "lines of their own": "{% for m in messages %}\n    {% if m.role == 'user' %}\n\nU\n    {% endif %}\n {# note #} \n{% endfor %}\n\n",
     "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
     "strftime_now": "{{ strftime_now('%Y-%m-%d') }}",
     "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}",
