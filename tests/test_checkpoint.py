@@ -29,7 +29,8 @@ def weights(folder: Path) -> bytes:
 def people(cwd) -> list:
     """Instructions and ranked answers as files; returns the arguments that name them, and that keep a run short."""
     write_jsonl(cwd / "ift.jsonl", [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(12)])
-    write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", "responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]} for i in range(20)])
+    write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", "responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]}
+                                       for i in range(20)])
     (cwd / "rubric.txt").write_text(RUBRIC)
     return ["--ift", "ift.jsonl", "--ranked", "ranked.jsonl", "--rubric", "rubric.txt", "--exam", 4, "--max-new-tokens", 12,
             "--max-verdict-tokens", 8]
@@ -162,7 +163,7 @@ def test_resume_takes_the_judge_data_as_they_are(cwd, checkpoint, people, verdic
 
 # ---- what is learnt and what is measured ----
 
-def test_exam_and_judge_data_share_no_prompt(cwd, monkeypatch):
+def test_exam_and_judge_data_share_no_prompt(cwd):
     """Guards against: a judge measured on what it was trained on, whichever files the prompts came from, and however often."""
     rng = random.Random(0)
     prompts = [f"Prompt number {i}?" for i in range(300)]
@@ -172,22 +173,23 @@ def test_exam_and_judge_data_share_no_prompt(cwd, monkeypatch):
     write_jsonl(cwd / "eft.jsonl", [{"prompt": p, "response": "So.", "verdict": "Score: 4"} for p in some()])
     write_jsonl(cwd / "ranked.jsonl", [{"prompt": p, "responses": ["a", "b"], "ranks": [0, 1]} for p in some()])
     write_jsonl(cwd / "trees.jsonl", [{"prompt": message(p, message("a", rank=0), message("b", rank=1))} for p in some()])
-    config = Config(model="x", ift="ift.jsonl", eft="eft.jsonl", ranked="ranked.jsonl", oasst="trees.jsonl", exam=1000, seed_limit=1000)
+    files = dict(ift="ift.jsonl", eft="eft.jsonl", ranked="ranked.jsonl", oasst="trees.jsonl", exam=1000, seed_limit=1000)
+    config = Config(model="x", **files)
     seeds = train.gather(config, False)
     groups = {g["prompt"] for g in seeds.exam.groups}
     learnt = {r["prompt"] for rows in (seeds.ift, seeds.eft, seeds.groups) for r in rows} | {*seeds.prompts}
     assert len(groups) > 20 and len({*seeds.exam.prompts}) > 20 and len(learnt) > 100
     assert not learnt & (groups | {*seeds.exam.prompts})
     assert len(seeds.groups) + len(seeds.exam.groups) == 300 and len(seeds.ift) + len(seeds.exam.prompts) == 300, "nothing is lost"
-    other = train.gather(Config(model="x", **{k: getattr(config, k) for k in ("ift", "eft", "ranked", "oasst", "exam", "seed_limit")}, seed=1), False)
+    other = train.gather(Config(model="x", **files, seed=1), False)
     assert other.exam == seeds.exam and other.eft != seeds.eft, "the exam is the same for every seed"
 
 
 def test_open_assistant_trees(cwd, checkpoint, people, verdicts):
     """Guards against: --oasst and --lang that are read and not used."""
     reply = lambda text, rank, lang: {"text": text, "lang": lang, "rank": rank}
-    write_jsonl(cwd / "trees.jsonl", [{"prompt": {"text": f"{ask} {i}?", "lang": lang, "replies": [reply("fair", 1, lang), reply("good", 0, lang)]}}
-                                      for i in range(12) for lang, ask in (("en", "Why"), ("de", "Warum"))])
+    root = lambda text, lang: {"text": text, "lang": lang, "replies": [reply("fair", 1, lang), reply("good", 0, lang)]}
+    write_jsonl(cwd / "trees.jsonl", [{"prompt": root(f"{ask} {i}?", lang)} for i in range(12) for lang, ask in (("en", "Why"), ("de", "Warum"))])
     run = started(cwd, checkpoint, "--oasst", "trees.jsonl", "--lang", "de", "--eft-style", "score", *people[4:])
     eft, exam = read_jsonl(run / "t0" / "eft.jsonl"), read_jsonl(run / "exam" / "ranked.jsonl")
     asked = {r["prompt"] for r in exam} | {r["prompt"] for r in eft}
@@ -195,7 +197,8 @@ def test_open_assistant_trees(cwd, checkpoint, people, verdicts):
     assert all(g["responses"] == ["good", "fair"] for g in exam) and {r["verdict"] for r in eft} == {"Score: 5", "Score: 1"}
     assert {r["prompt"] for r in read_jsonl(run / "exam" / "M1.jsonl")} == {g["prompt"] for g in exam}
     assert f"{len(eft) // 2} answers and {len(eft)} verdicts" in told(run, "sft")
-    assert_refused(command("train.py", "--model", checkpoint, "--run", "b", "--oasst", "trees.jsonl", "--lang", "fr"), "trees.jsonl", "'fr'", "--lang")
+    french = command("train.py", "--model", checkpoint, "--run", "b", "--oasst", "trees.jsonl", "--lang", "fr")
+    assert_refused(french, "trees.jsonl", "'fr'", "--lang")
 
 
 @pytest.mark.parametrize("args, says", [([], ["nothing to start from", "--oasst"]), (["--oasst", "nowhere.jsonl.gz"], ["nowhere.jsonl.gz"]),
@@ -213,8 +216,8 @@ def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
     folder, chat = cwd / "writer", Chat(write_tokenizer(cwd / "writer", specials=["<|begin|>", "<|im_end|>"], bos_token="<|begin|>"))
     ids = {c: chat.tokenizer.token_to_id(c) for c in "xyĠĊ"}
     save(leaning_gpt({ids["x"]: 30, ids["y"]: 30, ids["Ġ"]: 31, ids["Ċ"]: 30}, vocab=258), folder)
-    done = command("train.py", "--model", checkpoint, "--iters", 1, *people, "--eft-style", "score", "--prompt-writer", folder, "--n-prompts", 6,
-                   "--max-new-tokens", 40, "--rouge", 1)
+    done = command("train.py", "--model", checkpoint, "--iters", 1, *people, "--eft-style", "score", "--prompt-writer", folder,
+                   "--n-prompts", 6, "--max-new-tokens", 40, "--rouge", 1)
     assert_refused(done, "no preference pair")                      # a random judge: nothing more is wanted here
     prompts = [r["prompt"] for r in read_jsonl(cwd / "runs" / "llama" / "t1" / "prompts.jsonl")]
     assert 0 < len(prompts) <= 6 and all(set(p) <= set("xy ") and len(p.split()) > 2 for p in prompts)

@@ -1,7 +1,6 @@
 """The commands as people run them: the whole loop on a tiny budget, resumed, refused, and without its truth."""
 import json
 import math
-import random
 import shutil
 import subprocess
 import sys
