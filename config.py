@@ -13,7 +13,7 @@ from typing import get_args
 
 import torch
 
-from data import UserError, read_json, write_whole
+from data import Chat, UserError, read_json, write_whole
 
 SEED = Path(__file__).parent / "seed"
 # The toy needs other numbers than a 70B model: a hundred times smaller data, weights that may move much further.
@@ -108,7 +108,14 @@ def parse() -> tuple[Config, argparse.Namespace]:
     toy = read_json(folder / "config.json").get("world") == "toy"
     extra = argparse.Namespace(json=given.pop("json"), make_seed=given.pop("make_seed"), toy=toy)
     given.setdefault("run", "toy" if folder == SEED else folder.resolve().name)
-    return Config(**{**(TOY if toy else {}), **given}), extra
+    config = Config(**{**(TOY if toy else {}), **given})
+    if toy and (config.ranked or config.oasst):
+        raise UserError("the toy world brings its own ranked answers; --ranked and --oasst are for real models (--model DIR).")
+    if not toy and config.judge_model == "oracle":
+        raise UserError("the oracle knows only the toy world; --judge-model takes a Hugging Face directory.")
+    for other in {config.prompt_writer, config.judge_model} - {None, "oracle"}:
+        Chat(other)                             # a wrong directory should not be found out after an hour
+    return config, extra
 
 
 # ---- the record ----

@@ -11,6 +11,7 @@ import argparse
 import gzip
 import json
 import os
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -28,8 +29,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torch import Tensor
 
-PLAIN_TEMPLATE = ("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-                  "{% if add_generation_prompt %}assistant:{% endif %}")
+PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+GENERATION = r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})"       # marks what the assistant says; means nothing here
 
 
 class UserError(Exception):
@@ -75,8 +76,7 @@ class Text:
     """A prompt as lower-case words, with what makes comparing it fast."""
     def __init__(self, text: str):
         self.words, seen = text.lower().split(), Counter()
-        self.masks: dict[str, int] = {}                             # word -> the places where it stands, as bits
-        self.bag = set()                                            # (word, how often before): a multiset as a set
+        self.masks, self.bag = {}, set()            # word -> its places as bits; {(word, how often before)}: a multiset
         for place, word in enumerate(self.words):
             self.masks[word] = self.masks.get(word, 0) | 1 << place
             self.bag.add((word, seen[word]))
@@ -116,18 +116,18 @@ class Chat:
         except Exception as e:                  # the tokenizers library raises bare Exception
             raise UserError(f"{folder / 'tokenizer.json'} is not a readable tokenizer ({e}).") from None
         settings = read_json(folder / "tokenizer_config.json")
-        template, own = settings.get("chat_template"), folder / "chat_template.jinja"
-        if own.exists():
-            template = own.read_text(encoding="utf-8")
+        own = folder / "chat_template.jinja"
+        template = own.read_text(encoding="utf-8") if own.exists() else settings.get("chat_template")
         if isinstance(template, list):          # some checkpoints name several
             template = next((t["template"] for t in template if t["name"] == "default"), None)
         self.has_template = template is not None
         special = {k: t["content"] if isinstance(t, dict) else t for k, t in settings.items() if k.endswith("_token") and t}
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         env.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-        env.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
+        env.filters["tojson"] = lambda x, ensure_ascii=False, **kw: json.dumps(x, ensure_ascii=ensure_ascii, **kw)
         try:
-            self.template = env.from_string(template or PLAIN_TEMPLATE, globals=special)
+            plain = re.sub(GENERATION, lambda m: m[1] + ("endif" if m[2] else "if true"), template or PLAIN_TEMPLATE)
+            self.template = env.from_string(plain, globals=special | {"tools": None, "documents": None})
         except TemplateError as e:
             raise UserError(f"the chat template of {folder} cannot be read ({e}).") from None
         self.eos_ids, self.eos = self._ends(special.get("eos_token", ""), folder)
@@ -202,10 +202,7 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
 
 
 def read_jsonl(path: str | Path, *keys: str, wrong: Callable[[dict], str | None] = lambda row: None) -> list[dict]:
-    """JSON objects, one a line, that hold at least `keys` and of which `wrong` says nothing.
-
-    Raises UserError with file and line number.
-    """
+    """JSON objects, one a line, with at least `keys` and of which `wrong` says nothing. Raises UserError with file and line."""
     rows = []
     for number, line in read_lines(path):
         try:
@@ -250,24 +247,25 @@ def exchange(row: dict) -> tuple[str, str] | None:
 
     Of a conversation the first exchange is taken, as in the paper; a system message stands before the prompt.
     """
-    if "prompt" in row:
-        found = row["prompt"], row.get("response")
-    elif "instruction" in row:                                                      # Alpaca
-        found = "\n\n".join(str(t) for t in (row["instruction"], row.get("input")) if t), row.get("output")
-    else:                                                                           # messages, or ShareGPT
-        turns = row.get("messages") or row.get("conversations") or []
+    turns = row.get("messages") or row.get("conversations")
+    if isinstance(turns, list):                                                     # messages, or ShareGPT
         said = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns if isinstance(t, dict)]
         asked = next((i for i, (who, _) in enumerate(said) if who in ("assistant", "gpt")), 0)
-        found = "\n\n".join(str(text or "") for _, text in said[:asked]), said[asked][1] if said else None
-    return found if all(isinstance(t, str) and t.strip() for t in found) else None
+        texts = [text for _, text in said[:asked + 1]] if asked else [None]
+    elif "instruction" in row:                                                      # Alpaca
+        texts = [row["instruction"], *([row["input"]] if row.get("input") else []), row.get("output")]
+    else:
+        texts = [row.get("prompt"), row.get("response")]
+    fine = all(isinstance(t, str) and t.strip() for t in texts)
+    return ("\n\n".join(texts[:-1]), texts[-1]) if fine else None
 
 
 def read_ift(path: str | Path) -> list[dict]:
     """Instruction data -> {"prompt", "response"}: JSONL of prompt/response, Alpaca, messages or ShareGPT. Raises UserError."""
-    def wrong(row: dict) -> str | None:
-        return None if exchange(row) else ("no prompt with an answer; the formats are prompt/response, instruction/input/output, "
-                                           "messages and conversations, and no text may be empty")
-    return [dict(zip(("prompt", "response"), exchange(row))) for row in read_jsonl(path, wrong=wrong)]
+    unknown = ("no prompt with an answer; the formats are prompt/response, instruction/input/output, messages and conversations, "
+               "and no text may be empty")
+    rows = read_jsonl(path, wrong=lambda row: None if exchange(row) else unknown)
+    return [dict(zip(("prompt", "response"), exchange(row))) for row in rows]
 
 
 def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
@@ -276,8 +274,9 @@ def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
     What is deleted, not ranked or in another language is passed over. Raises UserError. Source: the paper, section 3.1.
     """
     def wrong(row: dict) -> str | None:
-        messages = [row["prompt"], *row["prompt"].get("replies", [])] if isinstance(row["prompt"], dict) else [None]
-        fine = all(isinstance(m, dict) and isinstance(m.get("text"), str) for m in messages)
+        replies = row["prompt"].get("replies", []) if isinstance(row["prompt"], dict) else None
+        fine = isinstance(replies, list) and all(isinstance(m, dict) and isinstance(m.get("text"), str) and isinstance(
+            m.get("rank"), (int, float, type(None))) for m in [row["prompt"], *replies])
         return None if fine else "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
 
     ift, ranked = [], []

@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 
 from data import Candidate, Chat, Pair, UserError, asking, command, read_prompts
-from judge import attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
+from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
 from model import GPT, load, pick_device, pick_dtype
 from sample import Sampling, next_probs, respond
 
@@ -90,9 +90,9 @@ def preferred(judge: GPT, chat: Chat, ours: Sequence[Candidate], theirs: Sequenc
 
     A judge that always likes the first answer so ends in ties, not in wins.
     """
-    letters = [chat.response(letter)[0] for letter in "AB"]
+    start, letters = alternatives(chat, ["A", "B"])
     shown = [(x, y) for a, b in zip(ours, theirs) for x, y in ((a, b), (b, a))]
-    asked = [chat.prompt(COMPARE.format(x.prompt, x.response, y.response)) for x, y in shown]
+    asked = [chat.prompt(COMPARE.format(x.prompt, x.response, y.response)) + start for x, y in shown]
     first = next_probs(judge, asked, letters, slots=slots, label="comparisons")                          # (2P,2)
     likes = (first[:, 0] > first[:, 1]).view(-1, 2)
     return [(float(one) + float(not two)) / 2 for one, two in likes.tolist()]
@@ -178,6 +178,8 @@ def main() -> None:
     args = parser.parse_args()
     if not args.prompts or not args.judge:
         raise UserError("give --prompts FILE and --judge DIR (a judge that did not train on these pairs; oracle in the toy world).")
+    if args.count < 1:
+        raise UserError(f"--count must be at least 1, not {args.count}.")
     device = pick_device(args.device)
     report = compare(args, device, pick_dtype("auto", device))
     if args.json:

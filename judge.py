@@ -115,14 +115,20 @@ def score(model: GPT, chat: Chat, candidates: Sequence[Candidate], sampling: Sam
     return [{"id": c.id, "sample": c.sample, "vote": vote, "text": text, "score": parse_score(text)} for c, vote, text in texts]
 
 
+def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """What the responses `texts` share as ids, and for each the token that then tells it apart. Raises UserError."""
+    lines = [chat.response(text) for text in texts]
+    start = shared_prefix(lines)
+    found = [line[start] for line in lines]
+    if len(set(found)) < len(texts):
+        raise UserError(f"this tokenizer does not tell {texts[0]!r} to {texts[-1]!r} apart by one token; use --judge sampled.")
+    return lines[0][:start], found
+
+
 def expected_scores(model: GPT, chat: Chat, prompts: Sequence[list[int]], *, slots: int, label: str | None) -> list[dict]:
     """One {"score", "digits"} a judge prompt; score None where the six digits together are less likely than the rest."""
-    lines = [chat.response(f"Score: {n}") for n in range(6)]
-    start = shared_prefix(lines)                                    # up to the token that tells the digits apart
-    digits = [line[start] for line in lines]
-    if len(set(digits)) < 6:
-        raise UserError("this tokenizer does not tell the digits 0 to 5 apart by one token; use --judge sampled.")
-    probs = next_probs(model, [p + lines[0][:start] for p in prompts], digits, slots=slots, label=label)        # (P,6)
+    start, digits = alternatives(chat, [f"Score: {n}" for n in range(6)])
+    probs = next_probs(model, [p + start for p in prompts], digits, slots=slots, label=label)                   # (P,6)
     means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)
     return [{"score": m if sum(p) >= 0.5 else None, "digits": [round(x, 4) for x in p]} for m, p in zip(means.tolist(), probs.tolist())]
 
@@ -282,9 +288,9 @@ def judge_figures(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Seq
              if r is not None and r >= 4.5]
     scored = [tuple(zip(*((r, -rank) for r, rank in zip(given, truth) if r is not None))) or ((), ()) for given, truth in zip(rewards, ranks)]
     exact = [float(len(a) == len(truth) and places(a) == places(b)) for (a, b), truth in zip(scored, ranks)]
-    total = max(1, sum(map(len, hits)))
+    ties = mean([float(not (right or wrong)) for hit, miss in zip(hits, mirror) for right, wrong in zip(hit, miss)])
     return {"judge_pairwise": pairwise_accuracy(rewards, ranks), "judge_interval": interval([sum(h) for h in hits], [len(h) for h in hits]),
-            "judge_ties": 1 - (sum(map(sum, hits)) + sum(map(sum, mirror))) / total, "judge_best5": mean(fives),
+            "judge_ties": ties, "judge_best5": mean(fives),
             "judge_exact": mean(exact), "judge_spearman": mean([spearman(a, b) for a, b in scored]),
             "judge_kendall": mean([kendall(a, b) for a, b in scored])}
 
@@ -314,7 +320,7 @@ def show(report: dict) -> None:
     else:
         known = lambda key: "none" if report[key] is None else f"{report[key]:.3f}"
         print(f"{report['groups']} groups | pairwise accuracy {known('judge_pairwise')} ({report['judge_interval'][0]:.3f} to "
-              f"{report['judge_interval'][1]:.3f}) | ties {report['judge_ties']:.1%} | readable verdicts {report['judge_parse_rate']:.1%}\n"
+              f"{report['judge_interval'][1]:.3f}) | ties {known('judge_ties')} | readable verdicts {report['judge_parse_rate']:.1%}\n"
               f"5-best {known('judge_best5')} | exact match {known('judge_exact')} | Spearman {known('judge_spearman')} | "
               f"Kendall tau {known('judge_kendall')} | {report['seconds']:.1f} s")
 

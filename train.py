@@ -189,7 +189,7 @@ def ask(ctx: Context, model: GPT, t: int) -> list[str]:
         writer, chat = (load(c.prompt_writer, device=ctx.device), Chat(c.prompt_writer)) if c.prompt_writer else (model, ctx.chat)
         found, refused = (read_prompts(c.prompts, c.n_prompts, trip=t), Counter()) if c.prompts else new_prompts(
             writer, chat, ctx.seeds.prompts, c.n_prompts, ctx.sampling("prompt"), key=f"{c.seed} prompts {t}", rouge=c.rouge,
-            exclude=ctx.seeds.exam.prompts)
+            exclude=[*ctx.seeds.exam.prompts, *(g["prompt"] for g in ctx.seeds.exam.groups)])
         why = ", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"
         return [{"id": i, "prompt": p} for i, p in enumerate(found)], f"{len(found)} kept, refused: {why}"
 

@@ -77,18 +77,12 @@ def test_bad_instruction_data(tmp_path, name):
         read_ift(tmp_path / "rows.jsonl")
 
 
-def todo(*values, id: str, reason: str):
-    return pytest.param(*values, id=id, marks=pytest.mark.xfail(strict=True, reason=reason))
-
-
 @pytest.mark.parametrize("row, expected", [
-    todo({"prompt": "Why?", "prompt_id": "x", "messages": said("Why?", "So.")}, ("Why?", "So."), id="ultrachat, no_robots",
-         reason="data.exchange looks at `prompt` alone where `messages` stand beside it"),
-    todo({"messages": 5}, None, id="messages, a number", reason="data.exchange: TypeError, and a traceback"),
-    todo({"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, said("Why?", "So.")[1]]}, None,
-         id="messages in parts", reason="data.exchange puts str() of a list into the prompt"),
-    todo({"messages": said("", "So.", system="Be kind.")}, None, id="a system message and an empty question",
-         reason="data.exchange asks for one text among system message and question, not for the question"),
+    pytest.param({"prompt": "Why?", "prompt_id": "x", "messages": said("Why?", "So.")}, ("Why?", "So."), id="ultrachat, no_robots"),
+    pytest.param({"messages": 5}, None, id="messages, a number"),
+    pytest.param({"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, said("Why?", "So.")[1]]}, None,
+         id="messages in parts"),
+    pytest.param({"messages": said("", "So.", system="Be kind.")}, None, id="a system message and an empty question"),
 ])
 def test_harder_instruction_data(tmp_path, row, expected):
     """Guards against: real sets refused (`prompt` beside `messages`), a traceback, and Python's own spelling of a list as a prompt."""
@@ -165,10 +159,9 @@ def test_malformed_trees(tmp_path, root):
 
 
 @pytest.mark.parametrize("root", [
-    todo(message("Why?") | {"replies": None}, id="replies null", reason="data.read_oasst: TypeError, and a traceback"),
-    todo(message("Why?") | {"replies": 5}, id="replies a number", reason="data.read_oasst: TypeError, and a traceback"),
-    todo(message("Why?", message("a", rank=0), message("b", rank="first")), id="rank a text",
-         reason="data.read_oasst: TypeError in sorting, and a traceback"),
+    pytest.param(message("Why?") | {"replies": None}, id="replies null"),
+    pytest.param(message("Why?") | {"replies": 5}, id="replies a number"),
+    pytest.param(message("Why?", message("a", rank=0), message("b", rank="first")), id="rank a text"),
 ])
 def test_harder_malformed_trees(tmp_path, root):
     """Guards against: the same, where the message is whole and its replies are not."""

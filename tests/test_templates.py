@@ -121,15 +121,7 @@ FEATURES = {  # one each of what templates use beyond plain jinja
 }
 
 
-LACKING = {
-    "tojson, ASCII": "data.Chat's tojson takes no ensure_ascii of the template's own (a TypeError, and a traceback)",
-    "no tools, no documents": "data.Chat renders without tools=None and documents=None, so a template finds them undefined",
-    "generation": "data.Chat knows no {% generation %} (SmolLM3, and TRL's training templates): the template cannot be read",
-}
-
-
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.xfail(strict=True, reason=LACKING[n])) if n in LACKING else n
-                                  for n in FEATURES])
+@pytest.mark.parametrize("name", FEATURES)
 def test_features_of_templates(tmp_path, name):
     """Guards against: a template that transformers renders and this program refuses, or reads in another way."""
     folder = write_tokenizer(tmp_path, chat_template=FEATURES[name], bos_token="<|begin|>", pad_token="<|unused|>")
