@@ -157,10 +157,11 @@ def chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] 
     low, high = min(lows), max(highs)
     low, high = (low - 0.5, high + 0.5) if low == high else (low - 0.05 * (high - low), high + 0.05 * (high - low))
     left, right = min(p[0] for p in every), max(p[0] for p in every)
+    form = ",.0f" if high >= 100 else ".3g"
     x = lambda v: 44 + 246 * (0.5 if left == right else (v - left) / (right - left))
     y = lambda v: 128 - 116 * (v - low) / (high - low)
     parts = [f'<line x1="44" x2="296" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="var(--line)"/><text x="40" y="{y(v) + 4:.1f}" text-anchor="end">'
-             f"{v:.3g}</text>" for v in (low + (high - low) * k / 3 for k in range(4))]
+             f"{format(v, form)}</text>" for v in (low + (high - low) * k / 3 for k in range(4))]
     ticks = list(enumerate(x_names, 1)) if x_names else [(left, f"{left:.0f}"), (right, f"{right:.0f}")]
     parts += [f'<text x="{x(v):.1f}" y="146" text-anchor="middle">{name}</text>' for v, name in ticks if left <= v <= right]
     for colour, points in zip(COLOURS, series.values()):
