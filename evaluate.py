@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 from data import Candidate, Chat, Pair, UserError, asking, command, read_prompts
 from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
@@ -123,8 +122,8 @@ def compare(args, device, dtype) -> dict:
         from world import oracle  # the truth of the toy; nothing else here needs it
         given = [[oracle(c.prompt, c.response) if c.finished else 0 for c in side] for side in sides]
         return {"judge": "oracle", **head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
-    judge, chat, own = load(args.judge, device=device, dtype=dtype), Chat(args.judge), Path(args.judge) / "rubric.txt"
-    scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=read_rubric(own if own.exists() else None), key="", how="expected"))
+    judge, chat, rubric = load(args.judge, device=device, dtype=dtype), Chat(args.judge), read_rubric(None, args.judge)
+    scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=rubric, key="", how="expected"))
               for side in sides]
     given = [[c.reward for c in side] for side in scored]
     return {"judge": args.judge, **head_to_head(preferred(judge, chat, *sides, slots=sampling.slots), *sides),

@@ -46,9 +46,11 @@ SCORE = re.compile(r"score[\s*_]*[:=]", re.IGNORECASE)
 NUMBER = re.compile(r"[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5(?!\d|\.\d))?(?!\s*(?:[/–-]|out of|to)\s*\d|\d|[.,]\d|\s*%)")
 
 
-def read_rubric(path: str | Path | None) -> str:
-    """The rubric of a file, or the one above. Raises UserError unless it has {prompt} and {response} once each."""
-    if path is None:
+def read_rubric(path: str | Path | None, folder: str | Path | None = None) -> str:
+    """The rubric of a file, else the model's own in `folder`, else the one above. Raises UserError without {prompt}, {response}."""
+    if not path and folder is not None and (own := Path(folder) / "rubric.txt").exists():
+        path = own
+    if not path:
         return RUBRIC
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -298,13 +300,13 @@ def judge_figures(rewards: Sequence[Sequence[float | None]], ranks: Sequence[Seq
 # ---- command line ----
 def judge_one(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
-    verdicts = score(model, chat, [answer], sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}", how=args.judge)
+    verdicts = score(model, chat, [answer], sampling, k=args.k, rubric=read_rubric(args.rubric, args.model), key=f"{args.seed}", how=args.judge)
     return {"reward": mean([v["score"] for v in verdicts]), "verdicts": [{k: v[k] for k in ("text", "score", "digits") if k in v} for v in verdicts]}
 
 
 def judge_file(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
     groups, started = read_ranked(args.file), time.time()
-    rewards, verdicts = rank_answers(model, chat, groups, sampling, k=args.k, rubric=read_rubric(args.rubric), key=f"{args.seed}",
+    rewards, verdicts = rank_answers(model, chat, groups, sampling, k=args.k, rubric=read_rubric(args.rubric, args.model), key=f"{args.seed}",
                                      how=args.judge)
     return {"groups": len(groups), **judge_figures(rewards, [g["ranks"] for g in groups]),
             "judge_parse_rate": sum(v["score"] is not None for v in verdicts) / len(verdicts),
@@ -336,8 +338,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.file) == bool(args.prompt and args.response):
         raise UserError("give either --file, or --prompt and --response.")
-    device, own = pick_device(args.device), Path(args.model) / "rubric.txt"
-    args.rubric = args.rubric or (own if own.exists() else None)
+    device = pick_device(args.device)
     model, chat = load(args.model, device=device, dtype=pick_dtype("auto", device)), Chat(args.model)
     report = (judge_file if args.file else judge_one)(args, model, chat, Sampling(args.max_new_tokens, args.temperature, args.top_p))
     print(json.dumps(report)) if args.json else show(report)

@@ -325,8 +325,8 @@ def run(config: Config, toy: bool, say: Callable[[str], None]) -> list[dict]:
     if len(read_own(folder / "metrics.jsonl")) > config.iters:
         say(f"{folder} is finished; this is its table. Give --run another name to run again.\n")
     else:
-        device, own = pick_device(config.device), source / "rubric.txt"
-        ctx = Context(config, folder, Chat(source), read_rubric(config.rubric or (own if own.exists() else None)),
+        device = pick_device(config.device)
+        ctx = Context(config, folder, Chat(source), read_rubric(config.rubric, source),
                       gather(config, toy), device, pick_dtype(config.dtype, device), say)
         base = None if (folder / "M1").exists() else load(source, device=device)
         record_run(config, folder, device)          # only now: a mistake in the settings leaves nothing behind
