@@ -4,9 +4,13 @@ In: the command line.  Out: a `Config`.  Defaults follow the paper where a small
 the toy world, what was not given comes from TOY.
 """
 import argparse
+import contextlib
+import ctypes
 import json
 import platform
 import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import get_args
@@ -132,3 +136,60 @@ def record_run(config: Config, run: Path, device: torch.device) -> None:
     record = {"settings": asdict(config), "python": platform.python_version(), "torch": torch.__version__,
               "device": str(device), "threads": torch.get_num_threads(), "machine": platform.machine(), "commit": commit or None}
     write_whole(run / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+# ---- shared by all command lines ----
+def pick_device(name: str) -> torch.device:
+    """"auto" is CUDA, else MPS, else the CPU. Raises UserError where the named device is not there."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, found in there.items() if found))
+    if not there.get(name.split(":")[0]):
+        raise UserError(f"device {name!r} is not available here; use one of auto, {', '.join(k for k, f in there.items() if f)}.")
+    return torch.device(name)
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """"auto" is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16 CPUs), else fp32. Raises UserError."""
+    if name == "auto":
+        cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu
+        return torch.bfloat16 if fast else torch.float32
+    if name not in ("fp32", "bf16"):
+        raise UserError(f"dtype {name!r} is not known; use auto, fp32 or bf16.")
+    return torch.bfloat16 if name == "bf16" else torch.float32
+
+
+def asking(description: str, **texts: str) -> argparse.ArgumentParser:
+    """The arguments that the command lines of sample.py, judge.py and evaluate.py share; `texts` are others, with their help."""
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for name, text in texts.items():
+        parser.add_argument("--" + name, required=name == "model", help=text)
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy [%(default)s]")
+    parser.add_argument("--top-p", type=float, default=0.9, help="nucleus [%(default)s]")
+    parser.add_argument("--max-new-tokens", type=int, default=256, help="limit of one text [%(default)s]")
+    parser.add_argument("--seed", type=int, default=0, help="same seed, same text [%(default)s]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
+    return parser
+
+
+def keep_memory() -> None:
+    """Lets glibc keep what it freed. Else each large tensor is new memory, and touching it for the first time costs a third of a step."""
+    with contextlib.suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)                                        # M_MMAP_THRESHOLD: smaller ones come from the heap
+        mallopt(-1, (1 << 31) - 1)                                  # M_TRIM_THRESHOLD: which is not given back
+
+
+def command(main: Callable[[], None]) -> None:
+    """Runs a command line; a user's mistake ends in one sentence and exit code 2."""
+    torch.set_flush_denormal(True)
+    keep_memory()
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped", file=sys.stderr)
+        sys.exit(130)

@@ -7,18 +7,15 @@ Left out on purpose: other tokenizer libraries (tokenizer.json only) and streami
 
 Shapes: B rows, T tokens (right-padded).
 """
-import argparse
 import gzip
 import json
 import os
 import re
-import sys
-from collections import Counter, defaultdict
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +23,14 @@ import torch
 from jinja2 import TemplateError
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
+           "merges.txt", "generation_config.json", "chat_template.jinja", "rubric.txt", "LICENSE")
 GENERATION = r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})"       # marks what the assistant says; means nothing here
 
 
@@ -61,46 +62,6 @@ class Pair:
     """x, y_w, y_l of one prompt, as the candidates that were compared."""
     chosen: Candidate
     rejected: Candidate
-
-
-def lcs(masks: dict[str, int], size: int, words: Sequence[str]) -> int:
-    """Length of the longest common subsequence of `words` and a text of `size` words given as bit masks (Hyyro 2004)."""
-    row = (1 << size) - 1
-    for word in words:
-        both = row & masks.get(word, 0)
-        row = (row + both) | (row - both)
-    return size - (row & ((1 << size) - 1)).bit_count()
-
-
-class Text:
-    """A prompt as lower-case words, with what makes comparing it fast."""
-    def __init__(self, text: str):
-        self.words, seen = text.lower().split(), Counter()
-        self.masks, self.bag = {}, set()            # word -> its places as bits; {(word, how often before)}: a multiset
-        for place, word in enumerate(self.words):
-            self.masks[word] = self.masks.get(word, 0) | 1 << place
-            self.bag.add((word, seen[word]))
-            seen[word] += 1
-
-
-class Texts:
-    """The prompts so far, and which of them hold a word: of thousands only those that share enough are compared."""
-    def __init__(self, texts: Iterable[str] = ()):
-        self.all, self.lines, self.holders = [], set(), defaultdict(list)
-        for text in texts:
-            self.add(Text(text))
-
-    def add(self, text: Text) -> None:
-        for word in text.bag:
-            self.holders[word].append(len(self.all))
-        self.all.append(text)
-        self.lines.add(" ".join(text.words))
-
-    def like(self, text: Text, limit: float) -> bool:
-        """Whether ROUGE-L F1 with one of them reaches `limit` (> 0). How many words two texts share bounds their subsequence."""
-        shared = Counter(chain.from_iterable(self.holders[word] for word in text.bag if word in self.holders))
-        return any(n >= (least := limit * (len(text.words) + len(self.all[i].words)) / 2)
-                   and lcs(text.masks, len(text.words), self.all[i].words) >= least for i, n in shared.items())
 
 
 class Chat:
@@ -187,6 +148,38 @@ def read_json(path: Path) -> dict:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise UserError(f"{path} is not valid JSON ({e}).") from None
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """All tensors of one or several safetensors files, in HF names. Raises UserError where a file is absent or broken."""
+    index = read_json(folder / "model.safetensors.index.json").get("weight_map", {"": "model.safetensors"})
+    tensors = {}
+    for name in sorted(set(index.values())):
+        if not (folder / name).exists():
+            raise UserError(f"{folder} has no {name}; weights are read from safetensors files only.")
+        try:
+            tensors |= load_file(folder / name)
+        except (SafetensorError, OSError) as e:
+            raise UserError(f"{folder / name} is not a readable safetensors file ({e}); copy or download it again.") from None
+    return tensors
+
+
+def write_checkpoint(folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None) -> None:
+    """A Hugging Face directory, whole or not at all; the files that travel with a model are copied from `source`."""
+    temporary = Path(f"{folder}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
+    (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name in TRAVELS if source else ():
+        if (Path(source) / name).exists():
+            shutil.copy(Path(source) / name, temporary / name)
+    if not folder.exists():
+        temporary.rename(folder)
+    else:                                       # what else lies in an existing folder is not ours to delete
+        for file in temporary.iterdir():
+            file.replace(folder / file.name)
+        temporary.rmdir()
 
 
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
@@ -313,31 +306,6 @@ def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -
     return prompts[count * (trip - 1):count * trip]
 
 
-def asking(description: str, **texts: str) -> argparse.ArgumentParser:
-    """The arguments that the command lines of sample.py, judge.py and evaluate.py share; `texts` are others, with their help."""
-    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
-    for name, text in texts.items():
-        parser.add_argument("--" + name, required=name == "model", help=text)
-    parser.add_argument("--temperature", type=float, default=0.7, help="0 is greedy [%(default)s]")
-    parser.add_argument("--top-p", type=float, default=0.9, help="nucleus [%(default)s]")
-    parser.add_argument("--max-new-tokens", type=int, default=256, help="limit of one text [%(default)s]")
-    parser.add_argument("--seed", type=int, default=0, help="same seed, same text [%(default)s]")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-    return parser
-
-
-def command(main: Callable[[], None]) -> None:
-    """Runs a command line; a user's mistake ends in one sentence and exit code 2."""
-    try:
-        main()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        sys.exit(130)
-
-
 def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Examples -> ids (B,T), right-padded, and mask (B,T): True on response tokens, EOS included."""
     width = max(len(e.prompt) + len(e.response) for e in examples)
@@ -347,3 +315,14 @@ def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> 
         ids[row, :len(prompt) + len(response)] = torch.tensor(prompt + response)
         mask[row, len(prompt):len(prompt) + len(response)] = True
     return ids.to(device), mask.to(device)
+
+
+def micro_batches(rows: Iterable[int], lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+    """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens, and each has at most `most` rows."""
+    batches = []
+    for row in sorted(rows, key=lambda r: lengths[r]):
+        if batches and lengths[row] * (len(batches[-1]) + 1) <= budget and len(batches[-1]) != most:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches

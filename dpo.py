@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from data import Example, UserError, collate
+from data import Example, UserError, collate, micro_batches
 from model import GPT
 
-LOGITS_AT_ONCE = 1 << 27                        # elements of one chunk of logits; 0.5 GB in fp32
+LOGITS_AT_ONCE = 1 << 24                        # elements of one chunk of logits; 134 MB in fp32
 PreferencePair = tuple[Example, Example]        # (chosen, rejected), the same prompt twice
 LossFn = Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]]        # rows -> sum of losses, sums of figures
 
@@ -46,26 +45,49 @@ class Recipe:
 
 
 # ---- log-probabilities ----
-def _picked(model: GPT, hidden: Tensor, targets: Tensor) -> Tensor:
-    logits = model.logits(hidden).float()                                           # (M,D) -> (M,V)
-    return logits.gather(-1, targets[:, None])[:, 0] - logits.logsumexp(-1)
+class PickedLogps(torch.autograd.Function):
+    """log softmax(hidden W^T) at the targets: hidden (M,D), W (V,D), targets (M,) -> (M,) in fp32.
+
+    In chunks, whose logits the backward pass computes again: of the (M,V) logits never more than one chunk is there.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        norms, picked = [], []
+        for h, y in zip(hidden.split(rows := chunk(weight)), targets.split(rows)):
+            logits = (h @ weight.T).float()                                         # (C,V)
+            norms.append(logits.logsumexp(-1))
+            picked.append(logits.gather(-1, y[:, None])[:, 0] - norms[-1])
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(norms))
+        return torch.cat(picked)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets, norms = ctx.saved_tensors
+        to_hidden, to_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for h, y, norm, g, out in zip(*(x.split(chunk(weight)) for x in (hidden, targets, norms, grad, to_hidden))):
+            d = (h @ weight.T).float().sub_(norm[:, None]).exp_().mul_(-g[:, None])             # -g softmax   (C,V)
+            d = d.scatter_add_(-1, y[:, None], g[:, None]).to(h.dtype)                          # g (1 - softmax) at the target
+            torch.mm(d, weight, out=out)
+            to_weight.addmm_(d.T, h)
+        return to_hidden, to_weight, None
 
 
-def token_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
+def chunk(weight: Tensor) -> int:
+    """How many rows of logits are made at once."""
+    return max(1, LOGITS_AT_ONCE // len(weight))
+
+
+def token_logps(model: GPT, ids: Tensor, mask: Tensor, *, before: Tensor | None = None, **layout: Tensor) -> Tensor:
     """log p(token | all before it) of the masked tokens: ids, mask (B,T) -> (B,T-1), 0 where the target is not masked.
 
-    The one place of the shift: the hidden state at i predicts token i + 1. Only response positions meet the head,
-    in chunks that the backward pass computes again, so no tensor of B*T*V elements exists.
+    The one place of the shift: the hidden state at i predicts token i + 1, or at `before` (B,T) where that names another
+    place. `layout` goes to the model. Only response positions meet the head.
     """
-    hidden, targets, wanted = model(ids)[:, :-1], ids[:, 1:], mask[:, 1:]
-    hidden, targets = hidden[wanted], targets[wanted]                               # (M,D), (M,)
-    rows = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
-    if len(hidden) <= rows:
-        picked = _picked(model, hidden, targets)
-    else:
-        picked = torch.cat([checkpoint(_picked, model, h, y, use_reentrant=False)
-                            for h, y in zip(hidden.split(rows), targets.split(rows))])
-    return torch.zeros(wanted.shape, device=ids.device).masked_scatter(wanted, picked)
+    rows, at = mask[:, 1:].nonzero(as_tuple=True)                                   # (M,), (M,)
+    hidden = model(ids, **layout)[rows, at if before is None else before[rows, at + 1]]         # (B,T,D) -> (M,D)
+    picked = PickedLogps.apply(hidden, model.head.to(hidden.dtype), ids[rows, at + 1])
+    return picked.new_zeros(mask[:, 1:].shape).index_put((rows, at), picked)
 
 
 def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
@@ -102,17 +124,6 @@ def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None
     if len(kept) < len(examples):
         say(f"{len(examples) - len(kept)} of {len(examples)} examples are longer than {limit} tokens and were left out")
     return kept
-
-
-def micro_batches(rows: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens."""
-    batches = []
-    for row in sorted(rows, key=lambda r: lengths[r]):
-        if batches and lengths[row] * (len(batches[-1]) + 1) <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 def plan(count: int, recipe: Recipe) -> list[list[int]]:
@@ -204,9 +215,20 @@ def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = 
 
 
 def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
-    """log p of the chosen and of the rejected responses, (B,) each, from one forward pass over both."""
-    ids, mask = collate([w for w, _ in pairs] + [l for _, l in pairs], model.device)
-    return sequence_logps(model, ids, mask).chunk(2)
+    """log p of the chosen and of the rejected responses, (B,) each.
+
+    One row a pair: prompt, chosen, rejected. The rejected one stands at the positions right behind the prompt, and does
+    not see the chosen one. So the prompt is read once, and a short answer is not padded to the length of a long one.
+    """
+    ids, mask = collate([Example(w.prompt, w.response + l.response) for w, l in pairs], model.device)
+    start, split = (torch.tensor(x, device=ids.device)[:, None] for x in (
+        [len(w.prompt) for w, _ in pairs], [length(w) for w, _ in pairs]))          # (B,1)
+    place = torch.arange(ids.shape[1], device=ids.device)[None]                     # (1,T)
+    second, first = place >= split, (place >= start) & (place < split)              # (B,T)
+    seen = (place[..., None] >= place[:, None]) & ~(second[..., None] & first[:, None])         # (B,T,T)
+    before = torch.where(place == split, start, place) - 1                          # (B,T)
+    logps = token_logps(model, ids, mask, before=before, positions=place - second * (split - start), seen=seen)
+    return (logps * first[:, 1:]).sum(-1), (logps * second[:, 1:]).sum(-1)
 
 
 @torch.no_grad()
@@ -221,7 +243,7 @@ def reference_logps(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe)
 
 
 def pair_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
-    return [2 * max(length(w), length(l)) for w, l in pairs]
+    return [length(w) + len(l.response) for w, l in pairs]
 
 
 def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: float, replay: Sequence[Example] = (),

@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from data import Candidate, Chat, Pair, UserError, asking, command, read_prompts
+from config import asking, command, pick_device, pick_dtype
+from data import Candidate, Chat, Pair, UserError, read_prompts
 from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
-from model import GPT, load, pick_device, pick_dtype
+from model import GPT, load
 from sample import Sampling, next_probs, respond
 
 COMPARE = """Two answers to one request follow. Which one serves the person who asked better? Reply with one letter, A or B.

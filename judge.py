@@ -23,8 +23,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data import Candidate, Chat, Example, Pair, UserError, asking, command, read_ranked
-from model import GPT, load, pick_device, pick_dtype
+from config import asking, command, pick_device, pick_dtype
+from data import Candidate, Chat, Example, Pair, UserError, read_ranked
+from model import GPT, load
 from sample import Sampling, generate, next_probs, shared_prefix
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:

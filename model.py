@@ -8,25 +8,23 @@ Covered: RMSNorm, RoPE (default, linear and llama3 scaling), grouped-query atten
 QK-norm (qwen3), q/k/v bias (qwen2), a tied or a separate head.
 Left out on purpose: sliding windows (the context is cut to the window), mixture of experts, quantised weights, pickles.
 
-Shapes: B rows, T new tokens, S tokens in the cache, D hidden, H query heads, G key/value heads, K head width, V vocabulary.
+Shapes: B rows, T new tokens, S tokens a row can see, R tokens all rows share, D hidden, H query heads, G key/value heads,
+K head width, V vocabulary.
 """
-import json
 import math
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from data import UserError, read_json
+from data import UserError, read_json, read_tensors, write_checkpoint
 
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
-           "merges.txt", "generation_config.json", "chat_template.jinja", "rubric.txt", "LICENSE")
+STEP = 32               # a cache grows by so many tokens
+SPELT = 768             # up to here attention without a cache is spelt out on CPUs; its weights are T x T
 
 
 @dataclass
@@ -108,53 +106,47 @@ def rope_frequencies(config: GPTConfig) -> Tensor:
     raise UserError(f"rope type {kind!r} is not supported; supported are default, linear and llama3.")
 
 
-def pick_device(name: str) -> torch.device:
-    """"auto" is CUDA, else MPS, else the CPU. Raises UserError where the named device is not there."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, found in there.items() if found))
-    if not there.get(name.split(":")[0]):
-        raise UserError(f"device {name!r} is not available here; use one of auto, {', '.join(k for k, f in there.items() if f)}.")
-    return torch.device(name)
-
-
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """"auto" is bf16 where the hardware multiplies it (CUDA, AMX or AVX512-BF16 CPUs), else fp32. Raises UserError."""
-    if name == "auto":
-        cpu = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-        fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else device.type == "cpu" and cpu
-        return torch.bfloat16 if fast else torch.float32
-    if name not in ("fp32", "bf16"):
-        raise UserError(f"dtype {name!r} is not known; use auto, fp32 or bf16.")
-    return torch.bfloat16 if name == "bf16" else torch.float32
-
-
 class KVCache:
-    """Keys and values of B rows; row b holds `lengths[b]` tokens. An argument of the forward pass, never model state."""
+    """Keys and values of B rows; row b holds `lengths[b]` tokens behind `shared`, a cache of one row that all rows stand behind.
 
-    def __init__(self, config: GPTConfig, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype):
-        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, capacity, config.head_dim)
+    An argument of the forward pass, never model state. Memory and attention reach to the longest row, rounded up to STEP.
+    """
+
+    def __init__(self, config: GPTConfig, rows: int, *, device: torch.device, dtype: torch.dtype, shared: "KVCache | None" = None):
+        shape = (config.num_hidden_layers, rows, config.num_key_value_heads, 0, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)     # (layers, B, G, S, K)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)
+        self.shared = shared
+        self.start = int(shared.lengths[0]) if shared else 0        # the position of a row's own first token
+
+    def fit(self, more: int) -> None:
+        """Makes room for `more` tokens a row and gives back what is no longer needed, so that k and v stay contiguous."""
+        size = -(-(int(self.lengths.max()) + more) // STEP) * STEP
+        if size != (held := self.k.shape[3]):
+            self.k, self.v = (torch.cat((x[:, :, :, :size], x.new_zeros((*x.shape[:3], max(0, size - held), x.shape[4]))), 3)
+                              for x in (self.k, self.v))
 
     def put(self, rows: Tensor, other: "KVCache", sources: Tensor) -> None:
         """Copies the rows `sources` of `other` into the rows `rows`: one prefilled prompt can fill many slots."""
-        reach = int(other.lengths.max())
+        self.lengths[rows] = other.lengths[sources]
+        self.fit(1)
+        reach = min(other.k.shape[3], self.k.shape[3])
         self.k[:, rows, :, :reach] = other.k[:, sources, :, :reach]
         self.v[:, rows, :, :reach] = other.v[:, sources, :, :reach]
-        self.lengths[rows] = other.lengths[sources]
 
     def keep(self, rows: Tensor) -> None:
         """Forgets every row that is not listed."""
         self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
 
-    def write(self, layer: int, k: Tensor, v: Tensor, positions: Tensor, reach: int) -> tuple[Tensor, Tensor]:
-        """Stores k, v (B,T,G,K) at `positions` (B,T); returns everything up to `reach` as (B,G,S,K)."""
-        rows = torch.arange(len(positions), device=k.device)[:, None]
-        self.k[layer, rows, :, positions] = k
-        self.v[layer, rows, :, positions] = v
-        return self.k[layer, :, :, :reach], self.v[layer, :, :, :reach]
+    def write(self, layer: int, k: Tensor, v: Tensor, at: Tensor) -> "Memory":
+        """Stores k, v (B,T,G,K) of one layer at the places `at` (B,T) of each row, and returns what the row then holds."""
+        rows = torch.arange(len(at), device=k.device)[:, None]
+        self.k[layer][rows, :, at], self.v[layer][rows, :, at] = k, v
+        return self.k[layer], self.v[layer], self.shared and (self.shared.k[layer, 0], self.shared.v[layer, 0])
+
+
+Memory = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]        # k, v (B,G,S,K) of each row; k, v (G,R,K) of all rows
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -163,15 +155,66 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
-def attend_one(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Attention of one new token a row, q (B,H,1,K), spelt out: on CPUs three times as fast as the fused kernel here.
+def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
+    """Softmax attention, q (B,H,T,K) -> (B,H,T,K); bias (B|1,1,T,S) is 0 or -inf, None is causal.
 
-    The H/G query heads of a group are folded into the query length, so keys and values are never repeated.
+    Spelt out where it is faster: one new token a row, and a few hundred on CPUs (two to three times, forward and backward).
+    The H/G query heads of a group are folded into the query length, so keys and values are never repeated; what all
+    rows share is read once for all of them, as one matrix (Juravsky et al. 2024, "Hydragen").
     """
-    grouped = q.unflatten(1, (k.shape[1], -1)).flatten(2, 3)                        # (B,G,H/G,K)
-    weights = (grouped @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5         # (B,G,H/G,S)
-    weights = weights.masked_fill_(~mask, -math.inf).softmax(-1).to(v.dtype)
-    return (weights @ v).flatten(1, 2)[:, :, None]                                  # (B,H,1,K)
+    k, v, shared = memory
+    B, H, T, K = q.shape
+    G, S = k.shape[1:3]
+    if bias is None or not shared and T > (SPELT if q.device.type == "cpu" else 1):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != G)
+    q = (q * K ** -0.5).reshape(B, G, -1, K)                                        # (B,H,T,K) -> (B,G,H/G*T,K)
+    scores = ((q @ k.mT).view(B, H, T, S) + bias).view(B, G, -1, S)                 # (B,G,H/G*T,S)
+    if not shared:
+        return (scores.softmax(-1) @ v).view(B, H, T, K)
+    flat, R = q.transpose(0, 1).reshape(G, -1, K), shared[0].shape[1]               # (G,B*H/G*T,K)
+    first = (flat @ shared[0].mT).view(G, B, -1, R).transpose(0, 1)                 # (B,G,H/G*T,R)
+    weights = torch.cat((first, scores), -1).softmax(-1)
+    common = weights[..., :R].transpose(0, 1).reshape(G, -1, R) @ shared[1]         # (G,B*H/G*T,K)
+    return (weights[..., R:] @ v + common.view(G, B, -1, K).transpose(0, 1)).reshape(B, H, T, K)
+
+
+def normalise(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """x / rms(x) * weight (..., D), in fp32 on the way; and 1 / rms(x) (..., 1)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).mul_(weight).to(x.dtype), scale
+
+
+class Normalise(torch.autograd.Function):
+    """normalise, with a backward pass that keeps x and a number a row, where autograd would keep three fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, scale = normalise(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        unit, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
+        inner = grad * weight
+        inner -= unit * (inner * unit).mean(-1, keepdim=True)
+        return inner.mul_(scale).to(x.dtype), (grad * unit).flatten(0, -2).sum(0), None
+
+
+class RMSNorm(nn.RMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return Normalise.apply(x, self.weight, self.eps) if torch.is_grad_enabled() else normalise(x, self.weight, self.eps)[0]
+
+
+class Linear(nn.Linear):
+    packed: Tensor | None = None                # see pack
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
 
 
 class Attention(nn.Module):
@@ -179,33 +222,31 @@ class Attention(nn.Module):
         super().__init__()
         d, self.width = config.hidden_size, config.head_dim
         kv = config.num_key_value_heads * self.width
-        self.q_proj = nn.Linear(d, config.num_attention_heads * self.width, bias=config.qkv_bias)
-        self.k_proj = nn.Linear(d, kv, bias=config.qkv_bias)
-        self.v_proj = nn.Linear(d, kv, bias=config.qkv_bias)
-        self.o_proj = nn.Linear(config.num_attention_heads * self.width, d, bias=False)
+        self.q_proj = Linear(d, config.num_attention_heads * self.width, bias=config.qkv_bias)
+        self.k_proj = Linear(d, kv, bias=config.qkv_bias)
+        self.v_proj = Linear(d, kv, bias=config.qkv_bias)
+        self.o_proj = Linear(config.num_attention_heads * self.width, d, bias=False)
         if config.qk_norm:
-            self.q_norm = nn.RMSNorm(self.width, config.rms_norm_eps)
-            self.k_norm = nn.RMSNorm(self.width, config.rms_norm_eps)
+            self.q_norm = RMSNorm(self.width, config.rms_norm_eps)
+            self.k_norm = RMSNorm(self.width, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, store) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], bias: Tensor | None, store) -> Tensor:
         q = self.q_proj(x).unflatten(-1, (-1, self.width))          # (B,T,D) -> (B,T,H,K)
         k = self.k_proj(x).unflatten(-1, (-1, self.width))          # (B,T,D) -> (B,T,G,K)
         v = self.v_proj(x).unflatten(-1, (-1, self.width))
         if hasattr(self, "q_norm"):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotate(q, *rope).transpose(1, 2), rotate(k, *rope)   # q (B,H,T,K)
-        k, v = store(k, v) if store else (k.transpose(1, 2), v.transpose(1, 2))     # (B,G,S,K)
-        y = attend_one(q, k, v, mask) if mask is not None and q.shape[2] == 1 else F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=q.shape[1] != k.shape[1])
-        return self.o_proj(y.transpose(1, 2).flatten(2))            # (B,H,T,K) -> (B,T,D)
+        memory = store(k, v) if store else (k.transpose(1, 2), v.transpose(1, 2), None)         # k, v (B,G,S,K)
+        return self.o_proj(attend(q, memory, bias).transpose(1, 2).flatten(2))      # (B,H,T,K) -> (B,T,D)
 
 
 class MLP(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))          # SwiGLU
@@ -214,13 +255,13 @@ class MLP(nn.Module):
 class Block(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = Attention(config)
-        self.post_attention_layernorm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope, mask: Tensor | None, store, dropout: float) -> Tensor:
-        y = self.self_attn(self.input_layernorm(x), rope, mask, store)
+    def forward(self, x: Tensor, rope, bias: Tensor | None, store, dropout: float) -> Tensor:
+        y = self.self_attn(self.input_layernorm(x), rope, bias, store)
         x = x + F.dropout(y, dropout, self.training)
         return x + F.dropout(self.mlp(self.post_attention_layernorm(x)), dropout, self.training)
 
@@ -232,10 +273,11 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = 0.0                      # on the residual branches, in training mode only; set by dpo.fit
+        self.recompute = False                  # in training: keep a block's input only, and compute the rest again
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
-        self.norm = nn.RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     @property
@@ -247,45 +289,42 @@ class GPT(nn.Module):
         angles = torch.cat((angles, angles), dim=-1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
         """ids (B,T) -> hidden states (B,T,D).
 
-        Without a cache: plain causal attention over T; rows are right-padded, so pads cannot be seen.
-        With one: row b continues at position `cache.lengths[b]`. The caller moves `lengths` on afterwards,
+        Without a cache: plain causal attention over T; rows are right-padded, so pads cannot be seen. Where a row is
+        not one text, `positions` (B,T) tells where its tokens stand, and `seen` (B,T,T) what each of them may look at.
+        With one: row b continues at position `cache.start + cache.lengths[b]`. The caller moves `lengths` on afterwards,
         because only the caller knows which of the T were real.
         """
-        x = self.embed_tokens(ids)
-        steps = torch.arange(ids.shape[1], device=ids.device)
-        if cache is None:
-            positions, mask = steps[None], None
-        else:
-            positions = cache.lengths[:, None] + steps                              # (B,T)
-            reach = int(cache.lengths.max()) + ids.shape[1]
-            seen = torch.arange(reach, device=ids.device)
-            mask = None if reach == ids.shape[1] else (seen <= positions[:, :, None])[:, None]      # (B,1,T,S)
-        rope = self.rope(positions, x.dtype)
+        x = self.embed_tokens(ids)                                                  # (B,T,D)
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))       # or every block would cast an fp32 stream
+        at = torch.arange(ids.shape[1], device=ids.device)[None]                    # (1,T)
+        if cache is not None:
+            cache.fit(ids.shape[1])
+            at = cache.lengths[:, None] + at                                        # (B,T)
+            seen = torch.arange(cache.k.shape[3], device=ids.device) <= at[..., None]           # (B,T,S)
+        elif seen is None and x.device.type == "cpu":
+            seen = at <= at[..., None]                                              # (1,T,T)
+        bias = None if seen is None else x.new_zeros(()).where(seen, -math.inf)[:, None]        # (B|1,1,T,S)
+        rope = self.rope(at + (cache.start if cache else 0) if positions is None else positions, x.dtype)
         for i, layer in enumerate(self.layers):
-            store = (lambda k, v, i=i: cache.write(i, k, v, positions, reach)) if cache else None
-            x = layer(x, rope, mask, store, self.dropout)
+            store = (lambda k, v, i=i: cache.write(i, k, v, at)) if cache else None
+            if self.recompute and self.training:
+                x = checkpoint(layer, x, rope, bias, store, self.dropout, use_reentrant=False)
+            else:
+                x = layer(x, rope, bias, store, self.dropout)
         return self.norm(x)
+
+    @property
+    def head(self) -> Tensor:
+        """(V,D): the weight that turns hidden states into logits."""
+        return (self.lm_head or self.embed_tokens).weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V), of whichever positions the caller picked."""
-        return F.linear(hidden, self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight)
-
-
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one or several safetensors files, in HF names. Raises UserError where a file is absent or broken."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map", {"": "model.safetensors"})
-    tensors = {}
-    for name in sorted(set(index.values())):
-        if not (folder / name).exists():
-            raise UserError(f"{folder} has no {name}; weights are read from safetensors files only.")
-        try:
-            tensors |= load_file(folder / name)
-        except (SafetensorError, OSError) as e:
-            raise UserError(f"{folder / name} is not a readable safetensors file ({e}); copy or download it again.") from None
-    return tensors
+        return self.lm_head(hidden) if self.lm_head else F.linear(hidden, self.embed_tokens.weight)
 
 
 def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> GPT:
@@ -296,7 +335,7 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
         raise UserError(f"{folder} has no config.json; --model takes a Hugging Face directory.")
     with torch.device("meta"):                  # shapes first: a broken checkpoint is named before memory is taken
         model = GPT(GPTConfig.from_hf(raw))
-    tensors = {name.removeprefix("model."): t for name, t in read_weights(folder).items()}
+    tensors = {name.removeprefix("model."): t for name, t in read_tensors(folder).items()}
     if model.lm_head is None:
         tensors.pop("lm_head.weight", None)     # some tied checkpoints store the head a second time
     wanted = {name: p.shape for name, p in model.named_parameters()}
@@ -310,19 +349,6 @@ def load(folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch
 
 def save(model: GPT, folder: str | Path, *, source: str | Path | None = None, dtype: torch.dtype = torch.float32) -> None:
     """Writes a Hugging Face directory, whole or not at all; tokenizer and the like are copied from `source`."""
-    folder, temporary = Path(folder), Path(f"{folder}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
     named = {n if n.startswith("lm_head") else "model." + n: p for n, p in model.named_parameters()}
     weights = {n: p.detach().to("cpu", dtype).contiguous() for n, p in named.items()}
-    save_file(weights, temporary / "model.safetensors", metadata={"format": "pt"})
-    (temporary / "config.json").write_text(json.dumps(model.config.to_hf(dtype), indent=2) + "\n")
-    for name in TRAVELS if source else ():
-        if (Path(source) / name).exists():
-            shutil.copy(Path(source) / name, temporary / name)
-    if not folder.exists():
-        temporary.rename(folder)
-    else:                                       # what else lies in an existing folder is not ours to delete
-        for file in temporary.iterdir():
-            file.replace(folder / file.name)
-        temporary.rmdir()
+    write_checkpoint(Path(folder), model.config.to_hf(dtype), weights, source)

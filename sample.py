@@ -14,11 +14,10 @@ Shapes: B slots, T tokens, V vocabulary, P prompts, N answers a prompt, M larges
 """
 import copy
 import hashlib
-import random
 import sys
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -26,10 +25,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Candidate, Chat, Text, Texts, UserError, asking, command
-from model import GPT, KVCache, load, pick_device, pick_dtype
+from config import asking, command, pick_device, pick_dtype
+from data import Candidate, Chat, UserError, micro_batches
+from model import GPT, KVCache, Linear, load
 
-TOP = 32                # candidates looked at first; the nucleus of nearly every row lies among them
+READ = 4096             # tokens read in one pass, at most; what they share counted in
+SHARED = 64             # a shorter prefix is not worth a matrix product of its own at every step
+LOOKS = (32, 1024)      # candidates looked at before the whole vocabulary; the nucleus of nearly every row lies among the first
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Sampling:
     top_p: float = 1.0
     top_k: int | None = None
     slots: int = 64
+    work: Counter = field(default_factory=Counter, compare=False, repr=False)      # what the calls cost; see cost
 
 
 class Completion(NamedTuple):
@@ -59,39 +62,36 @@ def uniforms(names: Sequence[str], count: int) -> Tensor:
     return torch.from_numpy(((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24))
 
 
-def nucleus(probs: Tensor, *, top_p: float, top_k: int | None) -> tuple[Tensor, Tensor]:
-    """Probabilities (B,V) -> those kept (B,C), in falling order, 0 outside the kept set, and their token ids (B,C).
-
-    top_k first, then top_p within it. Exact: where the first TOP tokens hold less than top_p, whole rows are sorted.
-    """
-    top, ids = probs.topk(min(top_k or TOP, probs.shape[-1]))
-    if top_k:
-        top = top / top.sum(-1, keepdim=True)
-    elif (top.sum(-1) < top_p).any():
-        top, ids = probs.sort(-1, descending=True)
-    before = top.cumsum(-1) - top                       # mass of what is likelier: the first token is always kept
-    return torch.where(before < top_p, top, 0), ids
-
-
-def inverse_cdf(probs: Tensor, u: Tensor) -> Tensor:
-    """The column where the running sum of a row of weights (B,C) passes u (B,) of its total: (B,1)."""
-    cdf = probs.cumsum(-1)
-    last = (probs > 0).long().cumsum(-1).argmax(-1, keepdim=True)       # rounding must not reach past the last weight
-    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).minimum(last)
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """The column where the running sum of a row of weights (B,C) passes u (B,) of its total: (B,)."""
+    cdf = weights.cumsum(-1)
+    below = cdf[:, -1:].nextafter(cdf.new_zeros(1))                     # rounding must not reach past the last weight
+    return torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]).minimum(below), right=True)[:, 0]
 
 
 def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """Draws one token a row by inverse CDF: logits (B,V), u (B,) in [0,1) -> ids (B,)."""
+    """Draws one token a row by inverse CDF: logits (B,V), u (B,) in [0,1) -> ids (B,).
+
+    top_k first, then top_p within it. Exact: a row whose likeliest tokens hold less than top_p is looked at again, wider.
+    """
     if sampling.temperature == 0:
         return logits.argmax(-1)
-    probs = (logits.float() / sampling.temperature).softmax(-1)
-    if sampling.top_p >= 1 and not sampling.top_k:
-        return inverse_cdf(probs, u)[:, 0]
+    probs, top_p, top_k = (logits.float() / sampling.temperature).softmax(-1), sampling.top_p, sampling.top_k
+    if top_p >= 1 and not top_k:
+        return inverse_cdf(probs, u)
     best, token = probs.max(-1)
-    rows = (best < sampling.top_p).nonzero()[:, 0]      # elsewhere the likeliest token alone is the nucleus
-    if len(rows):
-        kept, ids = nucleus(probs[rows], top_p=sampling.top_p, top_k=sampling.top_k)
-        token[rows] = ids.gather(-1, inverse_cdf(kept, u[rows]))[:, 0]
+    rows = (best < top_p).nonzero()[:, 0]               # elsewhere the likeliest token alone is the nucleus
+    for size in (top_k,) if top_k else (*LOOKS, probs.shape[-1]):
+        if not len(rows):
+            break
+        top, ids = probs[rows].topk(min(size, probs.shape[-1]))                     # (rows,C), falling
+        if top_k:
+            top = top / top.sum(-1, keepdim=True)
+        before = top.cumsum(-1) - top                   # mass of what is likelier: the first token is always kept
+        drawn = inverse_cdf(torch.where(before < top_p, top, 0), u[rows])[:, None]
+        enough = (top.sum(-1) >= top_p) | (size >= (top_k or probs.shape[-1]))
+        token[rows[enough]] = ids.gather(-1, drawn)[:, 0][enough]
+        rows = rows[~enough]
     return token
 
 
@@ -103,25 +103,33 @@ def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(size) if first[i] != last[i]), size)
 
 
-def prefill(model: GPT, prompts: Sequence[Sequence[int]], prefix: KVCache | None) -> KVCache:
-    """Reads prompts, all but their last token, behind the shared prefix: a cache with a row a prompt, and room for that token."""
-    start, device = int(prefix.lengths[0]) if prefix else 0, model.device
-    rest = [list(p[start:-1]) for p in prompts]
-    width, rows = max(map(len, rest)), torch.arange(len(rest), device=device)
-    cache = KVCache(model.config, len(rest), start + width + 1, device=device, dtype=model.norm.weight.dtype)
-    if prefix:
-        cache.put(rows, prefix, torch.zeros_like(rows))
-    if width:
-        model(torch.tensor([r + [0] * (width - len(r)) for r in rest], device=device), cache)
-        cache.lengths += torch.tensor([len(r) for r in rest], device=device)
+def read(model: GPT, prompts: Sequence[Sequence[int]], shared: KVCache | None, work: Counter) -> tuple[KVCache, Tensor | None]:
+    """Reads prompts behind the prefix they share: a cache with a row a prompt, and the hidden states (B,T,D), right-padded."""
+    cache = KVCache(model.config, len(prompts), device=model.device, dtype=model.norm.weight.dtype, shared=shared)
+    rest = [list(p[cache.start:]) for p in prompts]
+    sizes, hidden = torch.tensor([len(r) for r in rest], device=model.device), None
+    if width := max(map(len, rest)):
+        hidden = model(torch.tensor([r + [0] * (width - len(r)) for r in rest], device=model.device), cache)
+    cache.lengths += sizes
+    work.update(read=sum(map(len, rest)), pads=width * len(rest) - sum(map(len, rest)))
+    return cache, hidden
+
+
+def read_shared(model: GPT, prompts: Sequence[Sequence[int]], work: Counter) -> KVCache | None:
+    """What all prompts begin with, read once: a cache of one row that theirs stand behind."""
+    work.update(prompts=len(prompts))
+    if (size := shared_prefix(prompts)) < SHARED:
+        return None
+    cache, _ = read(model, [prompts[0][:size]], None, work)
+    cache.k, cache.v = (x[:, :, :, :size].contiguous() for x in (cache.k, cache.v))         # no room for more
     return cache
 
 
 class Slots:
     """The rows being decoded: a cache, and for each row its request, its next input, its numbers and what it wrote."""
 
-    def __init__(self, model: GPT, rows: int, capacity: int, limit: int):
-        self.cache = KVCache(model.config, rows, capacity, device=model.device, dtype=model.norm.weight.dtype)
+    def __init__(self, model: GPT, rows: int, limit: int, shared: KVCache | None):
+        self.cache = KVCache(model.config, rows, device=model.device, dtype=model.norm.weight.dtype, shared=shared)
         self.owner: list[tuple[int, int] | None] = [None] * rows            # (prompt, answer)
         self.input = torch.zeros(rows, dtype=torch.long, device=model.device)
         self.count, self.live = self.input.clone(), self.input.bool()       # tokens written; whether the row is in use
@@ -175,14 +183,13 @@ def stopped(slots: Slots, tokens: Tensor, chat: Chat, stop: Callable[[str], bool
     return found
 
 
-def refill(model: GPT, slots: Slots, waiting: deque, prompts: Sequence[Sequence[int]], prefix: KVCache | None,
-           name: Callable[[int, int], str], n: int) -> None:
-    """Reads as many waiting prompts as there are n free slots for, and puts n requests for each into slots."""
-    group = [waiting.popleft() for _ in range(min(slots.owner.count(None) // n, len(waiting)))]
+def refill(model: GPT, slots: Slots, group: Sequence[int], prompts: Sequence[Sequence[int]], name: Callable[[int, int], str],
+           n: int, work: Counter) -> None:
+    """Reads a group of prompts, and puts n requests for each into free slots."""
     requests = [(p, s) for p in group for s in range(n)]
     numbers = uniforms([name(p, s) for p, s in requests], slots.u.shape[1])
-    slots.admit(requests, [prompts[p][-1] for p, _ in requests], numbers,
-                prefill(model, [prompts[p] for p in group], prefix), [i for i in range(len(group)) for _ in range(n)])
+    cache, _ = read(model, [prompts[p][:-1] for p in group], slots.cache.shared, work)      # the last token: by the first step
+    slots.admit(requests, [prompts[p][-1] for p, _ in requests], numbers, cache, [i for i in range(len(group)) for _ in range(n)])
 
 
 @torch.inference_mode()
@@ -201,18 +208,18 @@ def generate(model: GPT, chat: Chat, prompts: Sequence[Sequence[int]], sampling:
     if longest + limit > model.config.max_position_embeddings:
         raise UserError(f"a prompt of {longest} tokens and {limit} new ones do not fit the model's context of "
                         f"{model.config.max_position_embeddings}; shorten the prompt or lower the limit.")
-    start = shared_prefix(prompts)
-    prefix = prefill(model, [prompts[0][:start + 1]], None) if start else None
-    waiting = deque(sorted(range(len(prompts)), key=lambda p: -len(prompts[p])))    # neighbours of like length
-    slots = Slots(model, min(max(sampling.slots, n), n * len(prompts)), longest + limit, limit)
+    work, lengths, rows = sampling.work, list(map(len, prompts)), min(max(sampling.slots, n), n * len(prompts))
+    waiting = micro_batches(range(len(prompts)), lengths, READ, most=max(1, rows // (8 * n)))       # the longest are read first
+    slots = Slots(model, rows, limit, read_shared(model, prompts, work))
     ends = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
     ends[chat.eos_ids] = True
     found: list[list[Completion | None]] = [[None] * n for _ in prompts]
     called = lambda p, s: f"{key} {names[p] if names else p} {s}"
     bar = tqdm(total=n * len(prompts), desc=label, unit="text", leave=False, disable=None if label else True)
     while waiting or slots.live.any():
-        if waiting and slots.owner.count(None) >= max(n, len(slots.owner) // 4):        # a quarter at a time: wide reads
-            refill(model, slots, waiting, prompts, prefix, called, n)
+        while waiting and n * len(waiting[-1]) <= slots.owner.count(None):
+            refill(model, slots, waiting.pop(), prompts, called, n, work)
+        work.update(rows=len(slots.owner), written=int(slots.live.sum()))
         tokens = slots.step(model, sampling)
         if on_token:
             on_token(int(tokens[0]))
@@ -220,29 +227,55 @@ def generate(model: GPT, chat: Chat, prompts: Sequence[Sequence[int]], sampling:
         for (p, s), text, row in slots.release(slots.live & (ended | (slots.count == limit))):
             found[p][s] = Completion(text, bool(ended[row]))
             bar.update()
-        if not waiting and 2 * int(slots.live.sum()) <= len(slots.owner):
+        if not waiting and 8 * int(slots.live.sum()) <= 7 * len(slots.owner):
             slots.shrink()
     bar.close()
     return found
 
 
+@torch.no_grad()
+def pack(model: GPT) -> GPT:
+    """Lays out the weights of a model that only writes for oneDNN, once; F.linear does so at every call, half of a step.
+
+    By private operators of torch, so each is tried against the plain product; what is missing or differs stays plain.
+    """
+    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if model.lm_head is None:
+            model.lm_head = Linear(model.config.hidden_size, model.config.vocab_size, bias=False, device="meta")
+            model.lm_head.weight = model.embed_tokens.weight
+        for linear in (m for m in model.modules() if isinstance(m, Linear)):
+            probe = linear.weight[:2]                                               # (2,in)
+            plain = linear(probe)
+            try:
+                linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, 64)
+                same = torch.allclose(linear(probe).float(), plain.float(), rtol=2e-2, atol=1e-2 * float(plain.abs().max()))
+            except (AttributeError, RuntimeError):
+                same = False
+            if same:
+                linear.weight = None
+            else:
+                linear.packed = None
+    return model
+
+
 def sampling_copy(model: GPT, dtype: torch.dtype) -> GPT:
-    """The weights to write with: the model itself or, for bf16, one rounded copy of it."""
-    return (model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)).eval()
+    """The weights to write with: a copy of the model in `dtype`, laid out for this processor."""
+    return pack(copy.deepcopy(model).to(dtype).eval())
 
 
 @torch.inference_mode()
-def next_probs(model: GPT, prompts: Sequence[Sequence[int]], wanted: Sequence[int], *, slots: int, label: str | None = None) -> Tensor:
+def next_probs(model: GPT, prompts: Sequence[Sequence[int]], wanted: Sequence[int], *, slots: int, work: Counter | None = None,
+               label: str | None = None) -> Tensor:
     """p(the next token is w) for each of the `wanted` ids after each prompt, in one forward pass a prompt: (P,W), fp32."""
     if not prompts:
         return torch.zeros(0, len(wanted))
-    start, probs = shared_prefix(prompts), torch.zeros(len(prompts), len(wanted))
-    prefix = prefill(model, [prompts[0][:start + 1]], None) if start else None
-    order = sorted(range(len(prompts)), key=lambda p: len(prompts[p]))              # neighbours of like length
-    for rows in tqdm([order[i:i + slots] for i in range(0, len(order), slots)], desc=label, leave=False, disable=None if label else True):
-        cache = prefill(model, [prompts[p] for p in rows], prefix)
-        last = torch.tensor([prompts[p][-1:] for p in rows], device=model.device)   # (B,1)
-        probs[rows] = model.logits(model(last, cache)[:, -1]).float().softmax(-1)[:, list(wanted)].cpu()
+    work, probs = Counter() if work is None else work, torch.zeros(len(prompts), len(wanted))
+    shared = read_shared(model, prompts, work)
+    batches = micro_batches(range(len(prompts)), list(map(len, prompts)), READ, most=slots)
+    for rows in tqdm(batches, desc=label, leave=False, disable=None if label else True):
+        cache, hidden = read(model, [prompts[p] for p in rows], shared, work)
+        last = hidden[torch.arange(len(rows)), cache.lengths - 1]                   # (B,T,D) -> (B,D)
+        probs[rows] = model.logits(last).float().softmax(-1)[:, list(wanted)].cpu()
     return probs
 
 
@@ -253,57 +286,6 @@ def respond(model: GPT, chat: Chat, prompts: Sequence[str], sampling: Sampling, 
     groups = generate(model, chat, [chat.prompt(p) for p in prompts], sampling, key=key, n=n, label=label)
     return [Candidate(i, s, prompts[i], chat.decode(c.tokens).strip(), c.tokens, c.finished)
             for i, group in enumerate(groups) for s, c in enumerate(group)]
-
-
-# ---- new prompts (Self-Instruct, Wang et al. 2023) ----
-
-UNANSWERABLE = ("image", "picture", "photo", "graph", "plot", "draw", "file", "map", "video", "audio", "music", "diagram")
-
-
-def refusal(text: Text, finished: bool, kept: Texts, rouge: float) -> str | None:
-    """Why a written prompt is not taken; None where it is."""
-    if not finished:
-        return "unfinished"
-    if not 3 <= len(text.words) <= 150:
-        return "length"
-    if " ".join(text.words) in kept.lines:
-        return "duplicate"
-    if any(w.strip(".,:;!?") in UNANSWERABLE for w in text.words):
-        return "keyword"
-    return "similar" if rouge < 1 and kept.like(text, rouge) else None
-
-
-def few_shot(chat: Chat, seeds: Sequence[str], written: Sequence[str], rng: random.Random) -> list[int]:
-    """Eight tasks, up to two of them the model's own, as a list that is to be continued."""
-    own = rng.sample(list(written), min(2, len(written)))
-    shots = own + rng.sample(list(seeds), min(8 - len(own), len(seeds)))
-    rng.shuffle(shots)
-    return chat.raw("".join(f"Task: {' '.join(s.split())}\n" for s in shots) + "Task:")
-
-
-def new_prompts(model: GPT, chat: Chat, seeds: Sequence[str], count: int, sampling: Sampling, *, key: str, rouge: float,
-                exclude: Sequence[str] = (), calls: int = 12) -> tuple[list[str], Counter]:
-    """`count` prompts by the model itself, unlike the seeds, `exclude` and each other; and why others were refused.
-
-    Every prompt has a draw of demonstrations of its own. Raises UserError where nothing usable comes out.
-    """
-    rng, written, refused = random.Random(key), [], Counter()
-    kept = Texts((*seeds, *exclude))
-    for call in range(calls):                                       # bounded: a mute model must not hold the run
-        wanted = count - len(written) if call else -(-count // 4)   # a first quarter, so that the rest sees two of its own
-        shots = [few_shot(chat, seeds, written, rng) for _ in range(-(-wanted * 5 // 4))]
-        texts = generate(model, chat, shots, sampling, key=f"{key} {call}", stop=lambda t: bool(t.strip()), label="prompts")
-        for [completion] in texts:
-            line = (chat.decode(completion.tokens).strip().splitlines() or [""])[0].strip()
-            text = Text(line)
-            if reason := refusal(text, completion.finished, kept, rouge):
-                refused[reason] += 1
-            elif len(written) < count:
-                written.append(line)
-                kept.add(text)
-    if not written:
-        raise UserError(f"the model wrote no usable prompt ({dict(refused)}); give it prompts with --prompts FILE.")
-    return written, refused
 
 
 # ---- command line: ask any M_t ----

@@ -25,15 +25,16 @@ from zlib import crc32
 import torch
 
 import world
-from config import SEED, Config, check_run, parse, record_run
-from data import (Candidate, Chat, Example, Pair, UserError, command, read_ift, read_oasst, read_own, read_prompts,
+from config import SEED, Config, check_run, command, parse, pick_device, pick_dtype, record_run
+from data import (Candidate, Chat, Example, Pair, UserError, read_ift, read_oasst, read_own, read_prompts,
                   read_ranked, read_texts, write_jsonl)
 from dpo import Recipe, dpo, drop_long, sft
 from evaluate import Exam, agreement, line, measure, table, true_score, worked_example
 from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines, verdict_pairs)
-from model import GPT, load, pick_device, pick_dtype, save
+from model import GPT, load, save
 from report import alarms, load_run, write_report
-from sample import Sampling, new_prompts, respond, sampling_copy
+from prompts import new_prompts
+from sample import Sampling, respond, sampling_copy
 
 
 class Seeds(NamedTuple):
@@ -346,5 +347,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_flush_denormal(True)
     command(main)

@@ -13,8 +13,8 @@ import judge
 import train
 from config import Config
 from conftest import ROOT, assert_refused, command, leaning_gpt, tiny_gpt, write_tokenizer
-from data import Chat, read_jsonl, write_jsonl
-from model import TRAVELS, load, save
+from data import TRAVELS, Chat, read_jsonl, write_jsonl
+from model import load, save
 from sample import Completion
 
 VERDICTS = {"good": "Helps a lot.\nScore: 5", "fair": "Helps a bit.\nScore: 3", "poor": "I would rather not say."}
@@ -65,7 +65,7 @@ def learnt(monkeypatch):
 
 
 def started(cwd: Path, checkpoint: Path, *args) -> Path:
-    done = command("train.py", "--model", checkpoint, "--iters", 0, *args)
+    done = command("train.py", "--model", checkpoint, "--iters", 0, "--dtype", "fp32", *args)
     assert done.code == 0, done.err
     return cwd / "runs" / "llama"
 

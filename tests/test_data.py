@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from conftest import ROOT, SPECIALS, write_tokenizer
-from data import (Candidate, Chat, Example, Text, Texts, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts,
-                  write_jsonl)
+from data import Candidate, Chat, Example, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts, write_jsonl
+from prompts import Text, Texts
 
 LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
           " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"

@@ -9,8 +9,8 @@ import torch
 
 import dpo as module
 from conftest import tiny_gpt
-from data import Example, UserError, collate
-from dpo import (Recipe, dpo, dpo_loss, drop_long, fit, micro_batches, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
+from data import Example, UserError, collate, micro_batches
+from dpo import (Recipe, dpo, dpo_loss, drop_long, fit, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
                  token_logps)
 from experiments.make_seed import Muon, muon
 from model import GPT

@@ -8,10 +8,11 @@ import torch
 import evaluate
 import world
 from conftest import assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
+from config import pick_dtype
 from data import Candidate, Chat, read_jsonl
 from evaluate import COMPARE, Exam, by_score, head_to_head, preferred, true_score, versus
 from judge import mean
-from model import load, pick_dtype, save
+from model import load, save
 from sample import Sampling, respond
 
 

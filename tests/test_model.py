@@ -7,7 +7,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import tiny_gpt
 from data import UserError
-from model import KVCache, load, pick_device, pick_dtype, save
+from config import pick_device, pick_dtype
+from model import KVCache, load, save
 from sample import Sampling, generate
 
 SIZES = dict(vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
@@ -94,7 +95,7 @@ def test_a_model_made_here_is_saved_whole(sizes, tmp_path):
 def test_cached_equals_uncached(dtype):
     """Guards against: positions that restart at 0 (mlx-lm #93) and pads seen by shorter rows (unsloth #3699, SkyRL #747)."""
     model, tokens, read = tiny_gpt().to(dtype), ids(3, 20), torch.tensor([5, 9, 7])
-    cache = KVCache(model.config, 3, 20, device=model.device, dtype=dtype)
+    cache = KVCache(model.config, 3, device=model.device, dtype=dtype)
     model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)             # right-padded with 0
     cache.lengths += read
     for width in (1, 3, 1, 1, 2):
@@ -119,7 +120,7 @@ def test_the_future_cannot_be_seen(model):
 def test_cache_rows_are_copied_and_dropped_by_number(model):
     """Guards against: the slots of a batch mixed up when a prompt is shared or a row leaves."""
     tokens = ids(3, 8)
-    read, slots = (KVCache(model.config, rows, 12, device=model.device, dtype=torch.float32) for rows in (3, 4))
+    read, slots = (KVCache(model.config, rows, device=model.device, dtype=torch.float32) for rows in (3, 4))
     model(tokens, read)
     read.lengths += 8
     slots.put(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))

@@ -1,16 +1,13 @@
 """sample.py: what is drawn depends on the request alone, follows the distribution asked for, and keeps its EOS."""
-import itertools
 import random
-import time
 from collections import Counter
 
 import pytest
 import torch
 
-import sample
 from conftest import flat_gpt, tiny_gpt
-from data import Text, Texts, UserError
-from sample import Completion, Sampling, generate, new_prompts, next_probs, pick, refusal, respond, uniforms
+from data import UserError
+from sample import Completion, Sampling, generate, next_probs, pick, respond, uniforms
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -276,122 +273,3 @@ def test_generate_follows_the_distribution(chat):
     counts = Counter(t for group in found for c in group for t in c.tokens)
     assert set(counts) == set(weights) and counts.total() == 2000
     assert sum((counts[t] - 2000 * w) ** 2 / (2000 * w) for t, w in weights.items()) < 21.1
-
-
-# ---- new prompts ----
-
-REFUSED = [
-    ("Name three fruits.", False, "unfinished"), ("Name fruits.", True, "length"), ("", True, "length"),
-    ("a " * 151, True, "length"), ("count  UP to four", True, "duplicate"), ("Please draw a cat.", True, "keyword"),
-    ("Look at this image: what is it?", True, "keyword"),
-    ("Please count up to four", True, "similar"), ("Name three fruits.", True, None), ("Drawing is fun, why?", True, None),
-]
-
-
-@pytest.mark.parametrize("text, finished, reason", REFUSED, ids=str)
-def test_refusal(text, finished, reason):
-    """Guards against: copies, fragments and tasks that no text model can do, taken as new prompts."""
-    assert refusal(Text(text), finished, Texts(["Count up to four"]), 0.7) == reason
-
-
-def test_copies_only():
-    """Guards against: a limit of 1 that still refuses what is only like another prompt."""
-    kept = Texts(["Count up to four"])
-    assert refusal(Text("Please count up to four"), True, kept, 1.0) is None
-    assert refusal(Text("Count up to  FOUR"), True, kept, 1.0) == "duplicate"
-
-
-def test_thousands_of_prompts_are_compared_in_seconds():
-    """Guards against: a filter that takes longer than the model (an hour at 3,000 prompts, when every pair was aligned)."""
-    rng, kept, started = random.Random(0), Texts(), time.process_time()
-    words = [f"word{i}" for i in range(2000)]
-    draw = lambda: [words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))]      # common words and rare ones
-    texts = [draw() for _ in range(2900)]
-    texts += [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]            # and near copies
-    for text in texts:
-        if not refusal(found := Text(" ".join(text)), True, kept, 0.7):
-            kept.add(found)
-    assert time.process_time() - started < 15
-    assert 2700 < len(kept.lines) < 2950
-
-
-@pytest.fixture
-def scripted(monkeypatch, chat):
-    """Makes the model write these texts, in turn, whatever it is asked; returns the list and the log of what it read.
-
-    A text that ends in " and" never ended.
-    """
-    texts, read, written = [], [], itertools.count()
-
-    def write(model, chat, prompts, sampling, *, n=1, **_):
-        assert n == 1
-        read.extend(chat.decode(p) for p in prompts)
-        lines = [texts[next(written) % len(texts)] for _ in prompts]
-        return [[Completion(chat.tokenizer.encode(line).ids, not line.endswith(" and"))] for line in lines]
-
-    monkeypatch.setattr(sample, "generate", write)
-    return texts, read
-
-
-def test_new_prompts_are_new(scripted, chat):
-    """Guards against: Oxen's decode, where the few-shot prompts came back as new ones; and held-out prompts trained on."""
-    texts, read = scripted
-    seeds = [f"Seed task number {i}." for i in range(12)]
-    texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
-    texts += [f"New task number {i}.\nTask: more" for i in range(30)]
-    found, refused = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."])
-    kept = [" ".join(t.lower().split()) for t in found]
-    assert len(found) == len(set(kept)) == 20
-    assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
-    assert all(t.startswith("New task number") and "\n" not in t for t in found)
-    assert all(shot.count("Task:") == 9 and shot.endswith("Task:") for shot in read)
-
-
-def test_demonstrations(scripted, chat):
-    """Guards against: one draw of demonstrations for many prompts; a first call that takes all, so that no prompt sees the
-    model's own (Self-Instruct: six of people, two of the model)."""
-    texts, read = scripted
-    seeds = [f"Seed task number {i}." for i in range(12)]
-    texts += [f"New task number {i}." for i in range(90)]
-    found, _ = new_prompts(None, chat, seeds, 40, DRAW, key="k", rouge=1.0)
-    shown = [[line.removeprefix("Task: ") for line in shot.splitlines()[:-1]] for shot in read]
-    assert all(len(set(shots)) == len(shots) == 8 for shots in shown)
-    own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
-    first = own.index(next(o for o in own if o))
-    assert 10 <= first <= 13 and own[:first] == [[]] * first and len(own) > 40
-    assert all(len(o) == 2 and max(o) < at for at, o in enumerate(own) if at >= first), "two of its own, written before"
-    assert all(sum(s in seeds for s in shots) == 6 for shots in shown[first:])
-    assert len({tuple(shots) for shots in shown}) == len(shown) and len({tuple(o) for o in own}) > 10
-    places = [shots.index(s) for shots in shown[first:] for s in shots if s in found]
-    assert set(places) == set(range(8)), "the model's own stand anywhere in the list"
-
-
-def test_every_refusal_is_counted(scripted, chat):
-    """Guards against: prompts lost without a word, or a surplus counted as refused; a held-out prompt let through."""
-    texts, _ = scripted
-    good = ["Name three green birds.", "Spell dog backwards twice.", "Which river is the longest?", "How do clouds form?"]
-    bad = {"An endless task goes on and": "unfinished", "No.": "length", "": "length", "SEED task number 1.": "duplicate",
-           "held OUT task of ours.": "duplicate", "Please draw a cat.": "keyword", "Please do seed task number 2.": "similar",
-           "A held out task of ours.": "similar"}
-    texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]       # draws of 2, 4, 4 and 3; the last one is a surplus
-    found, refused = new_prompts(None, chat, [f"Seed task number {i}." for i in range(4)], 4, DRAW, key="k", rouge=0.7,
-                                 exclude=["Held out task of ours."])
-    assert found == good
-    assert refused == Counter(bad.values())
-
-
-def test_new_prompts_that_never_come(scripted, chat):
-    """Guards against: lucidrains' data loop, which never ends; insight-bench #17, infinite retry."""
-    texts, _ = scripted
-    texts.append("no")
-    with pytest.raises(UserError, match="length"):
-        new_prompts(None, chat, ["Seed task one."] * 3, 20, DRAW, key="k", rouge=1.0)
-
-
-def test_new_prompts_by_a_model(chat):
-    """Guards against: the scripted tests above passing where the real call does not; same key, same prompts."""
-    letters = {chat.tokenizer.token_to_id(c): w for c, w in (("a", 2), ("b", 2), ("Ġ", 3), ("Ċ", 0.3))}
-    one, other, third = (new_prompts(flat_gpt(letters), chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0)[0]
-                         for key in ("k", "k", "m"))
-    assert one == other != third and len(set(one)) == 8
-    assert all(set(text) <= set("ab ") for text in one)

@@ -10,10 +10,10 @@ from conftest import ROOT
 MODULES = {p.stem: p for p in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 ALLOWED = {
-    "data": set(), "model": {"data"}, "sample": {"data", "model"}, "judge": {"sample", "data", "model"},
-    "dpo": {"judge", "sample", "data", "model"}, "evaluate": {"world", "dpo", "judge", "sample", "data", "model"},
-    "world": set(), "config": {"data"},
-    "train": {"config", "world", "report", "evaluate", "dpo", "judge", "sample", "data", "model"}, "report": set(),
+    "data": set(), "config": {"data"}, "model": {"data"}, "sample": {"config", "data", "model"},
+    "prompts": {"sample", "data", "model"}, "judge": {"sample", "config", "data", "model"}, "dpo": {"data", "model"},
+    "evaluate": {"world", "judge", "sample", "config", "data", "model"}, "world": set(), "report": set(),
+    "train": {"config", "world", "report", "evaluate", "dpo", "judge", "prompts", "sample", "data", "model"},
 }
 
 
