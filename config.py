@@ -23,7 +23,7 @@ SEED = Path(__file__).parent / "seed"
 # The toy needs other numbers than a 70B model: a hundred times smaller data, weights that may move much further.
 TOY = dict(n_prompts=1024, temperature=1.0, prompt_temperature=1.0, top_p=0.95, max_new_tokens=40, max_verdict_tokens=32,
            sft_lr=2e-3, dpo_lr=1e-3, dpo_epochs=3, beta=0.3, nll=1.0, batch_size=32, dropout=0.0, replay=24, rouge=1.0,
-           tokens=4096, sft_weight="tokens", slots=512, exam=400, seed_limit=2000, dtype="fp32")
+           tokens=2048, sft_weight="tokens", slots=1024, exam=400, seed_limit=2000, dtype="fp32")
 
 
 def setting(default, text: str, least: float | None = None, one_of: tuple[str, ...] | None = None):
@@ -82,8 +82,10 @@ class Config:
     batch_size: int = setting(16, "examples or pairs a step", 1)
     dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", 0)
     replay: int = setting(0, "judge examples of the seed data mixed into each DPO step, so that judging is not forgotten", 0)
-    tokens: int = setting(2048, "tokens of one forward and backward pass; lower it when memory is short", 1)
-    slots: int = setting(64, "texts written side by side", 1)
+    tokens: int = setting(1024, "tokens of one forward and backward pass; lower it when memory is short", 1)
+    recompute: bool = setting(False, "keep less in training and compute it again in the backward pass: a quarter slower, for longer texts "
+                              "or larger models")
+    slots: int = setting(128, "texts written side by side", 1)
     exam: int = setting(32, "held-out prompts and held-out groups of ranked answers that each model is measured on", 1)
     device: str = setting("auto", "auto, cpu, cuda or mps")
     dtype: str = setting("auto", "arithmetic: auto, fp32 or bf16; weights stay fp32")

@@ -63,6 +63,12 @@ class Pair:
     chosen: Candidate
     rejected: Candidate
 
+    def row(self) -> dict:
+        """As it is written to pairs.jsonl, whose first three keys are those that TRL reads."""
+        w, l = self.chosen, self.rejected
+        return {"prompt": w.prompt, "chosen": w.response, "rejected": l.response, "chosen_score": w.reward, "rejected_score": l.reward,
+                "id": w.id, "chosen_sample": w.sample, "rejected_sample": l.sample}
+
 
 class Chat:
     """tokenizer.json and the chat template of one checkpoint."""

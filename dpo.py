@@ -38,6 +38,7 @@ class Recipe:
     warmup: float = 0.1         # share of the steps that rise from 0 to lr
     clip: float = 1.0           # largest gradient norm
     dropout: float = 0.0
+    recompute: bool = False     # keep only what goes into a block, and compute the rest again in the backward pass
     even: bool = False          # SFT: every example weighs the same, else every token; a verdict may be one digit long
     tokens: int = 2048          # tokens of one forward and backward pass; a step adds up as many as it needs
     dtype: torch.dtype = torch.float32      # of the arithmetic; weights and sums stay fp32
@@ -166,7 +167,7 @@ def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], 
     """
     torch.manual_seed(recipe.seed)                                  # dropout
     model.train()
-    model.dropout = recipe.dropout
+    model.dropout, model.recompute = recipe.dropout, recipe.recompute
     opts, log = optimizers(model, recipe), []
     peaks = [g["lr"] for o in opts for g in o.param_groups]
     bar = tqdm(steps, desc=name, unit="step", leave=False, disable=None)
@@ -191,7 +192,7 @@ def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], 
         log.append({"step": number, **figures, "lr": recipe.lr * share})
         bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
     model.eval()
-    model.dropout = 0.0
+    model.dropout, model.recompute = 0.0, False
     return log
 
 

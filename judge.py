@@ -111,7 +111,7 @@ def score(model: GPT, chat: Chat, candidates: Sequence[Candidate], sampling: Sam
     prompts = [chat.prompt(judge_text(rubric, c.prompt, c.response)) for c in asked]
     if how == "expected":
         return [{"id": c.id, "sample": c.sample, "vote": 0, "text": "", **row}
-                for c, row in zip(asked, expected_scores(model, chat, prompts, slots=sampling.slots, label=label))]
+                for c, row in zip(asked, expected_scores(model, chat, prompts, sampling, label=label))]
     groups = generate(model, chat, prompts, sampling, key=key, n=k, names=[f"{c.id}.{c.sample}" for c in asked],
                       stop=score_line_done, label=label)
     texts = [(c, vote, chat.decode(v.tokens).strip()) for c, group in zip(asked, groups) for vote, v in enumerate(group)]
@@ -128,10 +128,10 @@ def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]
     return lines[0][:start], found
 
 
-def expected_scores(model: GPT, chat: Chat, prompts: Sequence[list[int]], *, slots: int, label: str | None) -> list[dict]:
+def expected_scores(model: GPT, chat: Chat, prompts: Sequence[list[int]], sampling: Sampling, *, label: str | None) -> list[dict]:
     """One {"score", "digits"} a judge prompt; score None where the six digits together are less likely than the rest."""
     start, digits = alternatives(chat, [f"Score: {n}" for n in range(6)])
-    probs = next_probs(model, [p + start for p in prompts], digits, slots=slots, label=label)                   # (P,6)
+    probs = next_probs(model, [p + start for p in prompts], digits, slots=sampling.slots, work=sampling.work, label=label)      # (P,6)
     means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)
     return [{"score": m if sum(p) >= 0.5 else None, "digits": [round(x, 4) for x in p]} for m, p in zip(means.tolist(), probs.tolist())]
 

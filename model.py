@@ -111,7 +111,6 @@ class KVCache:
 
     An argument of the forward pass, never model state. Memory and attention reach to the longest row, rounded up to STEP.
     """
-
     def __init__(self, config: GPTConfig, rows: int, *, device: torch.device, dtype: torch.dtype, shared: "KVCache | None" = None):
         shape = (config.num_hidden_layers, rows, config.num_key_value_heads, 0, config.head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)     # (layers, B, G, S, K)
@@ -139,14 +138,11 @@ class KVCache:
         """Forgets every row that is not listed."""
         self.k, self.v, self.lengths = self.k[:, rows], self.v[:, rows], self.lengths[rows]
 
-    def write(self, layer: int, k: Tensor, v: Tensor, at: Tensor) -> "Memory":
-        """Stores k, v (B,T,G,K) of one layer at the places `at` (B,T) of each row, and returns what the row then holds."""
+    def write(self, layer: int, k: Tensor, v: Tensor, at: Tensor) -> tuple:
+        """Stores k, v (B,T,G,K) of one layer at the places `at` (B,T) of each row; returns what `attend` calls memory."""
         rows = torch.arange(len(at), device=k.device)[:, None]
         self.k[layer][rows, :, at], self.v[layer][rows, :, at] = k, v
         return self.k[layer], self.v[layer], self.shared and (self.shared.k[layer, 0], self.shared.v[layer, 0])
-
-
-Memory = tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]        # k, v (B,G,S,K) of each row; k, v (G,R,K) of all rows
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -155,12 +151,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
 
-def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
+def attend(q: Tensor, memory: tuple, bias: Tensor | None) -> Tensor:
     """Softmax attention, q (B,H,T,K) -> (B,H,T,K); bias (B|1,1,T,S) is 0 or -inf, None is causal.
 
-    Spelt out where it is faster: one new token a row, and a few hundred on CPUs (two to three times, forward and backward).
-    The H/G query heads of a group are folded into the query length, so keys and values are never repeated; what all
-    rows share is read once for all of them, as one matrix (Juravsky et al. 2024, "Hydragen").
+    `memory` is k and v (B,G,S,K) of each row, and None or the pair k and v (G,R,K) that all rows share.
+    Spelt out where that is two to three times as fast: one new token a row, and a few hundred on CPUs. The H/G query heads
+    of a group are folded into the query length, so keys and values are never repeated. What all rows share is read once
+    for all of them, as one matrix (Juravsky et al. 2024, "Hydragen").
     """
     k, v, shared = memory
     B, H, T, K = q.shape
@@ -168,7 +165,7 @@ def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
     if bias is None or not shared and T > (SPELT if q.device.type == "cpu" else 1):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=bias is None, enable_gqa=H != G)
     q = (q * K ** -0.5).reshape(B, G, -1, K)                                        # (B,H,T,K) -> (B,G,H/G*T,K)
-    scores = ((q @ k.mT).view(B, H, T, S) + bias).view(B, G, -1, S)                 # (B,G,H/G*T,S)
+    scores = (q @ k.mT).view(B, H, T, S).add_(bias).view(B, G, -1, S)               # (B,G,H/G*T,S)
     if not shared:
         return (scores.softmax(-1) @ v).view(B, H, T, K)
     flat, R = q.transpose(0, 1).reshape(G, -1, K), shared[0].shape[1]               # (G,B*H/G*T,K)
@@ -197,10 +194,11 @@ class Normalise(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, scale = ctx.saved_tensors
-        unit, grad = x.to(scale.dtype) * scale, grad.to(scale.dtype)
+        wide, grad = x.to(scale.dtype), grad.to(scale.dtype)
         inner = grad * weight
-        inner -= unit * (inner * unit).mean(-1, keepdim=True)
-        return inner.mul_(scale).to(x.dtype), (grad * unit).flatten(0, -2).sum(0), None
+        pull = (inner * wide).mean(-1, keepdim=True) * scale ** 3   # along x itself nothing may move: its length is divided out
+        to_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0)
+        return inner.mul_(scale).addcmul_(wide, pull, value=-1).to(x.dtype), to_weight, None
 
 
 class RMSNorm(nn.RMSNorm):
@@ -220,8 +218,7 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
-        d, self.width = config.hidden_size, config.head_dim
-        kv = config.num_key_value_heads * self.width
+        d, self.width, kv = config.hidden_size, config.head_dim, config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(d, config.num_attention_heads * self.width, bias=config.qkv_bias)
         self.k_proj = Linear(d, kv, bias=config.qkv_bias)
         self.v_proj = Linear(d, kv, bias=config.qkv_bias)
@@ -285,8 +282,7 @@ class GPT(nn.Module):
         return self.norm.weight.device
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = positions[..., None, None] * self.frequencies.float()              # (B,T,1,K/2)
-        angles = torch.cat((angles, angles), dim=-1)
+        angles = (positions[..., None, None] * self.frequencies.float()).repeat(1, 1, 1, 2)         # (B,T,1,K)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
@@ -294,8 +290,8 @@ class GPT(nn.Module):
 
         Without a cache: plain causal attention over T; rows are right-padded, so pads cannot be seen. Where a row is
         not one text, `positions` (B,T) tells where its tokens stand, and `seen` (B,T,T) what each of them may look at.
-        With one: row b continues at position `cache.start + cache.lengths[b]`. The caller moves `lengths` on afterwards,
-        because only the caller knows which of the T were real.
+        With one: row b continues at `cache.start + cache.lengths[b]`. The caller moves `lengths` on afterwards, because
+        only the caller knows which of the T were real.
         """
         x = self.embed_tokens(ids)                                                  # (B,T,D)
         if torch.is_autocast_enabled(x.device.type):

@@ -281,8 +281,10 @@ def example(t: int, pair: dict, trip: dict, scores: dict) -> str:
 def examples(run: Run) -> str:
     parts = []
     for t, trip in run.trips.items():
-        scores, step = rewards(trip), max(1, len(trip["pairs"]) // EXAMPLES)
-        parts += [example(t, pair, trip, scores) for pair in trip["pairs"][::step][:EXAMPLES]]
+        scores, shown = rewards(trip), trip["pairs"][::max(1, len(trip["pairs"]) // EXAMPLES)][:EXAMPLES]
+        ids = {pair["id"] for pair in shown}
+        told = {stage: [r for r in trip[stage] if r["id"] in ids] for stage in ("responses", "verdicts")}
+        parts += [example(t, pair, told, scores) for pair in shown]
     return f'<h2>Examples: prompts, answers, verdicts</h2><input id="q" placeholder="show only examples with ..." hidden>{"".join(parts)}{FILTER}' if parts else ""
 
 

@@ -30,7 +30,6 @@ from data import Candidate, Chat, UserError, micro_batches
 from model import GPT, KVCache, Linear, load
 
 READ = 4096             # tokens read in one pass, at most; what they share counted in
-SHARED = 64             # a shorter prefix is not worth a matrix product of its own at every step
 LOOKS = (32, 1024)      # candidates looked at before the whole vocabulary; the nucleus of nearly every row lies among the first
 
 
@@ -44,6 +43,15 @@ class Sampling:
     top_k: int | None = None
     slots: int = 64
     work: Counter = field(default_factory=Counter, compare=False, repr=False)      # what the calls cost; see cost
+
+
+def cost(work: Counter) -> str:
+    """What was computed, in words. Thrown away: pads that were read, and steps of slots that wrote nothing."""
+    told = f"read {work['read'] / max(1, work['prompts']):.0f} tokens a prompt"
+    if work["rows"]:
+        told += f", wrote {work['written']}, slots {work['written'] / work['rows']:.0%} full"
+    wasted = work["pads"] + work["rows"] - work["written"]
+    return f"{told}, {wasted / max(1, work['read'] + work['pads'] + work['rows']):.0%} thrown away"
 
 
 class Completion(NamedTuple):
@@ -118,8 +126,8 @@ def read(model: GPT, prompts: Sequence[Sequence[int]], shared: KVCache | None, w
 def read_shared(model: GPT, prompts: Sequence[Sequence[int]], work: Counter) -> KVCache | None:
     """What all prompts begin with, read once: a cache of one row that theirs stand behind."""
     work.update(prompts=len(prompts))
-    if (size := shared_prefix(prompts)) < SHARED:
-        return None
+    if 2 * len(prompts) * (size := shared_prefix(prompts)) < sum(map(len, prompts)):
+        return None                                     # a short one is not worth matrix products of its own at every step
     cache, _ = read(model, [prompts[0][:size]], None, work)
     cache.k, cache.v = (x[:, :, :, :size].contiguous() for x in (cache.k, cache.v))         # no room for more
     return cache

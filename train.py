@@ -5,7 +5,7 @@
 
 In: a base model M_0 and a little seed data.  Out: runs/NAME with M1 .. M_{T+1}, every text, score and pair, and a table.
 Each stage writes its file whole or not at all, so a run that stopped goes on at the first stage whose file is missing.
-Without --model this is the toy: the base model in seed/, in a world whose truth is known, one or two minutes on two cores.
+Without --model this is the toy: the base model in seed/, in a world whose truth is known, about a minute on two cores.
 
     python train.py --iters 3
     python train.py --model DIR --ift ift.jsonl --ranked ranked.jsonl --iters 1
@@ -32,14 +32,13 @@ from dpo import Recipe, dpo, drop_long, sft
 from evaluate import Exam, agreement, line, measure, table, true_score, worked_example
 from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines, verdict_pairs)
 from model import GPT, load, save
-from report import alarms, load_run, write_report
 from prompts import new_prompts
-from sample import Sampling, respond, sampling_copy
+from report import alarms, load_run, write_report
+from sample import Sampling, cost, respond, sampling_copy
 
 
 class Seeds(NamedTuple):
     """What people wrote, without what is held out for the exam."""
-
     ift: list[dict]             # {"prompt", "response"}
     eft: list[dict]             # {"prompt", "response", "verdict"}
     groups: list[dict]          # ranked answers, to make more of the second kind
@@ -86,11 +85,15 @@ class Context:
         temperature = {"prompt": c.prompt_temperature, "answer": c.temperature, "verdict": c.judge_temperature}[kind]
         return Sampling(c.max_verdict_tokens if kind == "verdict" else c.max_new_tokens, temperature, c.top_p, slots=c.slots)
 
+    def writer(self, folder: str | None, model: GPT) -> tuple[GPT, Chat]:
+        """The fixed model of `folder`, ready to write; M_t where there is none."""
+        return (sampling_copy(load(folder, device=self.device), self.dtype), Chat(folder)) if folder else (model, self.chat)
+
     def recipe(self, model: GPT, lr: float | None, *, paper: float, fall: float, **own) -> Recipe:
         """How to step; a learning rate that was not given is the paper's, which was for a hidden size of 8192."""
         c, lr = self.config, lr or paper * 8192 / model.config.hidden_size
-        return Recipe(batch_size=c.batch_size, dropout=c.dropout, tokens=c.tokens, dtype=self.dtype, lr=lr, lr_end=lr / fall,
-                      even=c.sft_weight == "examples", **own)
+        return Recipe(batch_size=c.batch_size, dropout=c.dropout, recompute=c.recompute, tokens=c.tokens, dtype=self.dtype,
+                      lr=lr, lr_end=lr / fall, even=c.sft_weight == "examples", **own)
 
     def tell(self, t: int, stage: str, told: str, started: float) -> None:
         """One line for people, and one in log.jsonl."""
@@ -98,7 +101,7 @@ class Context:
         self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
         with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
             log.write(json.dumps({"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}) + "\n")
-        if stage in ("dpo", "exam") or seconds > 10:                # reading a trip's files takes a while; see report.py
+        if stage == "exam" or seconds > 10:                         # reading a trip's files takes a while; see report.py
             write_report([self.run])
 
 
@@ -187,12 +190,14 @@ def ask(ctx: Context, model: GPT, t: int) -> list[str]:
     c = ctx.config
 
     def make() -> tuple[list[dict], str]:
-        writer, chat = (load(c.prompt_writer, device=ctx.device), Chat(c.prompt_writer)) if c.prompt_writer else (model, ctx.chat)
-        found, refused = (read_prompts(c.prompts, c.n_prompts, trip=t), Counter()) if c.prompts else new_prompts(
-            writer, chat, ctx.seeds.prompts, c.n_prompts, ctx.sampling("prompt"), key=f"{c.seed} prompts {t}", rouge=c.rouge,
-            exclude=[*ctx.seeds.exam.prompts, *(g["prompt"] for g in ctx.seeds.exam.groups)])
-        why = ", ".join(f"{n} {reason}" for reason, n in refused.most_common()) or "none"
-        return [{"id": i, "prompt": p} for i, p in enumerate(found)], f"{len(found)} kept, refused: {why}"
+        if c.prompts:
+            found, told = read_prompts(c.prompts, c.n_prompts, trip=t), f"from {c.prompts}"
+        else:
+            held_out = [*ctx.seeds.exam.prompts, *(g["prompt"] for g in ctx.seeds.exam.groups)]
+            found, refused = new_prompts(*ctx.writer(c.prompt_writer, model), ctx.seeds.prompts, c.n_prompts, sampling := ctx.sampling("prompt"),
+                                         key=f"{c.seed} prompts {t}", rouge=c.rouge, exclude=held_out)
+            told = f"refused: {', '.join(f'{n} {why}' for why, n in refused.most_common()) or 'none'} | {cost(sampling.work)}"
+        return [{"id": i, "prompt": p} for i, p in enumerate(found)], f"{len(found)} kept, {told}"
 
     return [row["prompt"] for row in stage(ctx, t, "prompts", make)]
 
@@ -200,10 +205,10 @@ def ask(ctx: Context, model: GPT, t: int) -> list[str]:
 def answer(ctx: Context, model: GPT, prompts: list[str], t: int) -> list[Candidate]:
     """{y_i^1..N}: N answers to each prompt."""
     def make() -> tuple[list[dict], str]:
-        found = respond(model, ctx.chat, prompts, ctx.sampling("answer"), key=f"{ctx.config.seed} answers {t}", n=ctx.config.n)
+        found = respond(model, ctx.chat, prompts, sampling := ctx.sampling("answer"), key=f"{ctx.config.seed} answers {t}", n=ctx.config.n)
         ended, drawn = sum(y.finished for y in found), sum(len(y.tokens) for y in found)
         return ([{"id": y.id, "sample": y.sample, "response": y.response, "finished": y.finished, "tokens": y.tokens} for y in found],
-                f"{len(found)}, finished {ended / len(found):.1%}, {drawn / len(found):.1f} tokens each")
+                f"{len(found)}, finished {ended / len(found):.1%}, {drawn / len(found):.1f} tokens each | {cost(sampling.work)}")
 
     return [Candidate(r["id"], r["sample"], prompts[r["id"]], r["response"], r["tokens"], r["finished"])
             for r in stage(ctx, t, "responses", make)]
@@ -211,18 +216,16 @@ def answer(ctx: Context, model: GPT, prompts: list[str], t: int) -> list[Candida
 
 def judge(ctx: Context, model: GPT, candidates: list[Candidate], t: int, *, name: str = "verdicts") -> list[Candidate]:
     """{r_i^1..N}: K verdicts of M_t (or of --judge-model) on each of its own answers, averaged."""
-    c = ctx.config
+    c, sampling = ctx.config, ctx.sampling("verdict")
 
     def make() -> tuple[list[dict], str]:
         if c.judge_model == "oracle":
             rows = [{"id": y.id, "sample": y.sample, "vote": 0, "text": "", "score": true_score(ctx.seeds.exam, y)} for y in candidates]
         else:
-            judging, chat = (sampling_copy(load(c.judge_model, device=ctx.device), ctx.dtype), Chat(c.judge_model)) if c.judge_model else (
-                model, ctx.chat)
-            rows = score(judging, chat, candidates, ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric, key=f"{c.seed} {name} {t}", how=c.judge)
-        readable = [r["score"] for r in rows if r["score"] is not None]
-        told = f"mean score {mean(readable):.2f}" if readable else "no score"
-        return rows, f"{len(rows)}, {c.judge}, readable {len(readable) / max(1, len(rows)):.1%}, {told}"
+            rows = score(*ctx.writer(c.judge_model, model), candidates, sampling, k=c.k, rubric=ctx.rubric, key=f"{c.seed} {name} {t}", how=c.judge)
+        share, middle = mean([float(r["score"] is not None) for r in rows]), mean([r["score"] for r in rows])
+        told = f"readable {share or 0:.1%}, mean score {'none' if middle is None else f'{middle:.2f}'} | {cost(sampling.work)}"
+        return rows, f"{len(rows)}, {c.judge}, {told}"
 
     return attach(candidates, stage(ctx, t, name, make))
 
@@ -237,10 +240,7 @@ def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
     if not pairs:
         raise UserError(f"M{t} gave no preference pair ({told}), so there is nothing to learn from; {ctx.run}/M{t} is the last "
                         f"model. Give it judge examples (--eft, --ranked), more prompts or more answers.")
-    stage(ctx, t, "pairs", lambda: ([
-        {"prompt": p.chosen.prompt, "chosen": p.chosen.response, "rejected": p.rejected.response, "chosen_score": p.chosen.reward,
-         "rejected_score": p.rejected.reward, "id": p.chosen.id, "chosen_sample": p.chosen.sample,
-         "rejected_sample": p.rejected.sample} for p in pairs], told))
+    stage(ctx, t, "pairs", lambda: ([p.row() for p in pairs], told))
     return pairs
 
 
@@ -248,7 +248,7 @@ def doubt(ctx: Context, scored: list[Candidate], t: int) -> float:
     """Label smoothing of CREAM (Wang et al. 2024): how far the rankings of M_t and M_{t-1} differ; M_1 has no one before it."""
     if t == 1:
         return 0.0
-    before = sampling_copy(load(ctx.run / f"M{t - 1}", device=ctx.device), ctx.dtype)
+    before, _ = ctx.writer(ctx.run / f"M{t - 1}", None)
     return 1 - agreement(scored, judge(ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before"))
 
 

@@ -65,7 +65,7 @@ def learnt(monkeypatch):
 
 
 def started(cwd: Path, checkpoint: Path, *args) -> Path:
-    done = command("train.py", "--model", checkpoint, "--iters", 0, "--dtype", "fp32", *args)
+    done = command("train.py", "--model", checkpoint, "--iters", 0, *args)
     assert done.code == 0, done.err
     return cwd / "runs" / "llama"
 

@@ -3,13 +3,14 @@ import json
 
 import pytest
 import torch
+import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from conftest import tiny_gpt
 from data import UserError
 from config import pick_device, pick_dtype
-from model import KVCache, load, save
-from sample import Sampling, generate
+from model import STEP, KVCache, Normalise, attend, load, save
+from sample import Sampling, generate, pack
 
 SIZES = dict(vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
              num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
@@ -129,6 +130,93 @@ def test_cache_rows_are_copied_and_dropped_by_number(model):
     for row, (source, token) in enumerate(((0, 11), (2, 12))):
         alone = model(torch.cat((tokens[source], torch.tensor([token])))[None])[0, -1]
         torch.testing.assert_close(hidden[row], alone, atol=2e-5, rtol=0)
+
+
+# ---- the parts that are spelt out for speed, against what they stand for ----
+
+def attention(shared: int = 0, *, own: int = 21, new: int = 5, rows: int = 3):
+    """Random q (B,6,T,8), k and v (B,2,S,8) behind `shared` more that all rows have, in doubles, and what may be seen."""
+    torch.manual_seed(shared + new)
+    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+    q, k, v, first = draw(rows, 6, new, 8), draw(rows, 2, own, 8), draw(rows, 2, own, 8), (draw(2, shared, 8), draw(2, shared, 8))
+    seen = torch.arange(own) <= torch.randint(0, own - new, (rows, 1, 1, 1)) + torch.arange(new)[:, None]
+    return q, k, v, first, seen
+
+
+@pytest.mark.parametrize("new", [1, 5])
+@pytest.mark.parametrize("shared", [0, 1, 30])
+def test_attention_spelt_out(shared, new):
+    """Guards against: groups of heads mixed up, a shared prefix weighed by a softmax of its own, a lost gradient."""
+    q, k, v, first, seen = attention(shared, new=new)
+    bias = torch.zeros((), dtype=q.dtype).where(seen, -torch.inf)
+    found = attend(q, (k, v, first if shared else None), bias)
+    whole = [torch.cat((a.expand(3, -1, -1, -1), b), 2) for a, b in zip(first, (k, v))]
+    mask = torch.cat((torch.ones(3, 1, new, shared, dtype=torch.bool), seen), -1)
+    expected = F.scaled_dot_product_attention(q, *whole, attn_mask=mask, enable_gqa=True)
+    torch.testing.assert_close(found, expected)
+    leaves = [q, k, v, *(first if shared else ())]
+    for a, b in zip(torch.autograd.grad(found.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)):
+        torch.testing.assert_close(a, b)
+
+
+def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
+    """Guards against: T x T weights kept for every layer of a long text; another result beyond the limit."""
+    expected, calls, fused = model(ids(2, 40)), [], F.scaled_dot_product_attention
+    monkeypatch.setattr("model.SPELT", 39)
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: calls.append(1) or fused(*a, **kw))
+    torch.testing.assert_close(model(ids(2, 40)), expected, atol=2e-5, rtol=0)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+def test_normalise_is_rms_norm(dtype, near):
+    """Guards against: a wrong backward pass, which training hides; squares summed in bf16."""
+    x, weight, g = (torch.randn(s, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
+                    for n, s in enumerate(((4, 7, 48), (48,), (4, 7, 48))))
+    found, expected = [], []
+    for out, norm, kind in ((found, Normalise.apply, dtype), (expected, lambda x, w, e: F.rms_norm(x, (48,), w, e), torch.float64)):
+        leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
+        y = norm(*leaves, 1e-5)
+        out += [y, *torch.autograd.grad(y, leaves, g.to(kind))]
+    assert found[0].dtype == dtype
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a.double(), b, atol=near * float(b.abs().max()), rtol=near)
+
+
+@torch.no_grad()
+def test_a_cache_is_no_longer_than_its_longest_row(model):
+    """Guards against: attention over room that nobody uses, slices that are copied at every step, memory that only grows."""
+    cache = KVCache(model.config, 2, device=model.device, dtype=torch.float32)
+    for length, size in ((STEP - 1, STEP), (STEP, 2 * STEP), (3 * STEP, 4 * STEP), (5, STEP)):
+        cache.lengths[:] = torch.tensor([length, 2])
+        model(ids(2, 1), cache)
+        assert cache.k.shape[3] == cache.v.shape[3] == size and cache.k.is_contiguous() and cache.v.is_contiguous()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-4), (torch.bfloat16, 0.3)], ids=str)
+@pytest.mark.parametrize("sizes", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}], ids=str)
+def test_packed_weights_compute_the_same(sizes, dtype, near):
+    """Guards against: a layout of the weights that is read wrongly; a bias or a tied head that is lost."""
+    plain, packed = tiny_gpt(**sizes).to(dtype), pack(tiny_gpt(**sizes).to(dtype))
+    for width in (1, 40):
+        expected, found = (m.logits(m(ids(3, width))) for m in (plain, packed))
+        torch.testing.assert_close(found, expected, atol=near, rtol=1e-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("broken", [lambda *a: 1 / 0 if a is None else torch.zeros(2, 260), "absent"], ids=["wrong", "absent"])
+def test_what_cannot_be_packed_stays_plain(monkeypatch, broken):
+    """Guards against: a private operator of torch that changes or goes, and with it every answer."""
+    class Operators:
+        _reorder_linear_weight = staticmethod(lambda w, rows: w)
+        if broken != "absent":
+            _linear_pointwise = staticmethod(lambda x, w, *_: torch.zeros(*x.shape[:-1], len(w), dtype=x.dtype))
+    expected = tiny_gpt()(ids())
+    monkeypatch.setattr(torch.ops, "mkldnn", Operators())
+    model = pack(tiny_gpt())
+    assert all(getattr(m, "packed", None) is None for m in model.modules())
+    assert torch.equal(model(ids()), expected)
 
 
 @pytest.fixture
