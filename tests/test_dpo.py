@@ -6,12 +6,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpo as module
 from conftest import tiny_gpt
 from data import Example, UserError, collate, micro_batches
-from dpo import (Recipe, dpo, dpo_loss, drop_long, fit, plan, rate, reference_logps, sequence_logps, sft, sft_loss,
-                 token_logps)
+from dpo import (PickedLogps, Recipe, dpo, dpo_loss, drop_long, fit, pair_lengths, pair_logps, plan, rate, reference_logps, sequence_logps,
+                 sft, sft_loss, token_logps)
 from experiments.make_seed import Muon, muon
 from model import GPT
 
@@ -91,17 +92,76 @@ def test_chunks_change_nothing(monkeypatch, tied):
         torch.testing.assert_close(gradient, whole[name], atol=1e-3, rtol=1e-4)
 
 
-def test_only_response_positions_meet_the_head(monkeypatch, model):
-    """Guards against: logits of B x T x V (TRL #3985, LlamaFactory #4810: out of memory)."""
-    met, logits = [], GPT.logits
-    monkeypatch.setattr(GPT, "logits", lambda self, h: met.append(h.shape[:-1].numel()) or logits(self, h))
-    rows = examples(6)
-    sequence_logps(model, *collate(rows))
-    assert sum(met) == sum(len(e.response) for e in rows)
-    met.clear()
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 4 * 260)
-    sequence_logps(model, *collate(rows))
-    assert max(met) <= 4
+class Sizes(TorchDispatchMode):
+    """The shape of every tensor that any operation makes, backward passes included."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        self.shapes += [tuple(x.shape) for x in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(x, torch.Tensor)]
+        return made
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 4 * 260], ids=["whole", "chunks of 4"])
+def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
+    """Guards against: logits of B x T x V (TRL #3985, LlamaFactory #4810: out of memory), forward or backward."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    rows, V, D = examples(6), model.config.vocab_size, model.config.hidden_size
+    ids, mask = collate(rows)
+    with Sizes() as seen:
+        sequence_logps(model, ids, mask).sum().backward()
+    met = [math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)]     # (D,V): the head's weight
+    answered = sum(len(e.response) for e in rows)
+    assert max(met) == min(answered, at_once // V) < ids.numel()
+    assert max(map(math.prod, seen.shapes)) < ids.numel() * V
+
+
+@pytest.mark.parametrize("at_once", [1 << 24, 3 * 50], ids=["whole", "chunks of 3"])
+def test_picked_logps_is_log_softmax(monkeypatch, at_once):
+    """Guards against: a hand-written backward pass that is not the derivative."""
+    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    torch.manual_seed(0)
+    hidden, weight = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (10, 50))
+    targets, grad = torch.randint(0, 50, (10,)), torch.randn(10)
+    plain = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    found = PickedLogps.apply(hidden, weight, targets)
+    torch.testing.assert_close(found, plain.float())
+    expected = torch.autograd.grad(plain, (hidden, weight), grad.double())
+    for a, b in zip(torch.autograd.grad(found, (hidden, weight), grad), expected):
+        torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_pair_in_one_row_is_two_rows(model):
+    """Guards against: a rejected answer that sees the chosen one, stands at the wrong position, or is told by the wrong token."""
+    both = pairs(7)
+    chosen, rejected = pair_logps(model, both)
+    for found, side in ((chosen, 0), (rejected, 1)):
+        alone = sequence_logps(model, *collate([p[side] for p in both]))
+        torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
+    together = torch.autograd.grad((chosen * 2 - rejected * 3).sum(), list(model.parameters()))
+    apart = torch.autograd.grad(2 * sequence_logps(model, *collate([w for w, _ in both])).sum()
+                                - 3 * sequence_logps(model, *collate([l for _, l in both])).sum(), list(model.parameters()))
+    for a, b in zip(together, apart):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
+    assert pair_lengths(both) == [len(w.prompt) + len(w.response) + len(l.response) for w, l in both]
+
+
+def test_recompute_changes_no_gradient(model):
+    """Guards against: a cheaper backward pass through other numbers, dropout among them; a switch that is never thrown."""
+    rows, logs, kept = examples(8), [], []
+    for recompute in (False, True):
+        trained, shapes = copy.deepcopy(model), []
+        recipe = replace(STEADY, recompute=recompute, dropout=0.2, seed=3)
+        block = type(trained.layers[0]).forward
+        trained.layers[0].forward = lambda *args, block=block, layer=trained.layers[0]: shapes.append(1) or block(layer, *args)
+        logs.append([(s["loss"], s["grad_norm"]) for s in sft(trained, rows, recipe)])
+        kept.append(len(shapes))
+        assert not trained.recompute
+    assert logs[0] == [pytest.approx(pair, rel=1e-5) for pair in logs[1]]
+    assert kept[1] == 2 * kept[0]
 
 
 # ---- the losses ----

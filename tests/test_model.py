@@ -180,7 +180,7 @@ def test_normalise_is_rms_norm(dtype, near):
         out += [y, *torch.autograd.grad(y, leaves, g.to(kind))]
     assert found[0].dtype == dtype
     for a, b in zip(found, expected):
-        torch.testing.assert_close(a.double(), b, atol=near * float(b.abs().max()), rtol=near)
+        torch.testing.assert_close(a.double(), b, atol=near * float(b.detach().abs().max()), rtol=near)
 
 
 @torch.no_grad()
@@ -205,11 +205,11 @@ def test_packed_weights_compute_the_same(sizes, dtype, near):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("broken", [lambda *a: 1 / 0 if a is None else torch.zeros(2, 260), "absent"], ids=["wrong", "absent"])
+@pytest.mark.parametrize("broken", ["wrong", "absent"])
 def test_what_cannot_be_packed_stays_plain(monkeypatch, broken):
     """Guards against: a private operator of torch that changes or goes, and with it every answer."""
     class Operators:
-        _reorder_linear_weight = staticmethod(lambda w, rows: w)
+        _reorder_linear_weight = staticmethod(lambda w, rows: w.detach())
         if broken != "absent":
             _linear_pointwise = staticmethod(lambda x, w, *_: torch.zeros(*x.shape[:-1], len(w), dtype=x.dtype))
     expected = tiny_gpt()(ids())
