@@ -177,7 +177,7 @@ def asking(description: str, **texts: str) -> argparse.ArgumentParser:
 
 def keep_memory() -> None:
     """Lets glibc keep what it freed. Else each large tensor is new memory, and touching it for the first time costs a third of a step."""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(AttributeError, OSError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)                                        # M_MMAP_THRESHOLD: smaller ones come from the heap
         mallopt(-1, (1 << 31) - 1)                                  # M_TRIM_THRESHOLD: which is not given back

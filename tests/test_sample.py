@@ -7,7 +7,7 @@ import torch
 
 from conftest import flat_gpt, tiny_gpt
 from data import UserError
-from sample import Completion, Sampling, generate, next_probs, pick, respond, uniforms
+from sample import Completion, Sampling, cost, generate, next_probs, pick, respond, sampling_copy, uniforms
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -90,6 +90,46 @@ def test_limit_changes_no_draw(model, chat):
     """Guards against: numbers that depend on how many were asked for."""
     short, long = (generate(model, chat, ragged(6), Sampling(m, top_p=0.9), key="k") for m in (5, 24))
     assert [c.tokens for c, in short] == [c.tokens[:5] for c, in long]
+
+
+@pytest.mark.parametrize("slots", [1, 3, 64])
+def test_the_copy_that_writes_writes_the_same(chat, slots):
+    """Guards against: speed that changes results. Greedy texts of the weights laid out for this processor, cached, in batches and
+    behind a prefix, against the plain model in fp32, one text at a time, without a cache."""
+    model, prompts = tiny_gpt(), ragged(12, prefix=40)
+    found = generate(sampling_copy(model, torch.float32), chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
+    assert [c.tokens for c, in found] == [alone(model, chat, p) for p in prompts]
+
+
+# ---- what it costs ----
+
+def test_tokens_read_for_a_prompt(chat):
+    """Guards against: reading a prompt for each of its answers, or the rubric and an answer for each verdict (5,760 tokens)."""
+    model = tiny_gpt(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    rng, P, N = random.Random(0), 64, 4
+    text = lambda size: [rng.randrange(30, 260) for _ in range(size)]
+    prompts, rubric, reading = [text(60) for _ in range(P)], text(250), Sampling(1)
+    generate(model, chat, prompts, reading, key="k", n=N)
+    generate(model, chat, [rubric + x + text(150) for x in prompts for _ in range(N)], reading, key="k", n=3)
+    assert reading.work["read"] == P * 59 + 250 + P * N * 209 and reading.work["read"] / P <= 900
+    assert reading.work["written"] == P * N * 4 and reading.work["prompts"] == P + P * N
+
+
+def test_slots_stay_full(chat):
+    """Guards against: short answers that wait for long ones. 512 requests, 1 to 100 tokens long, 32 on average."""
+    chat.eos_ids, sampling = [0], Sampling(100, slots=64)
+    found = generate(flat_gpt({0: 1, 40: 15, 41: 15}), chat, [p for p in ragged(128)], sampling, key="k", n=4)
+    lengths = [len(c.tokens) for group in found for c in group]
+    assert min(lengths) < 3 and max(lengths) == 100 and sampling.work["written"] == sum(lengths)
+    assert sampling.work["written"] / sampling.work["rows"] >= 0.85
+
+
+def test_cost_in_words():
+    """Guards against: figures under the wrong name."""
+    work = Counter(prompts=4, read=80, pads=20, rows=200, written=150)
+    assert cost(work) == "read 20 tokens a prompt, wrote 150, slots 75% full, 23% thrown away"
+    assert cost(Counter(prompts=4, read=80)) == "read 20 tokens a prompt, 0% thrown away"
+    assert cost(Counter()) == "read 0 tokens a prompt, 0% thrown away"
 
 
 # ---- the end of an answer ----
@@ -236,6 +276,21 @@ def test_wide_nucleus(top_p, size):
     found = shares([s / sum(steps) for s in steps], Sampling(1, top_p=top_p), draws=40_000)
     assert_shares(found, [s if i < size else 0 for i, s in enumerate(steps)])
     assert (found[:size] > 0).all()
+
+
+def test_nucleus_wider_than_every_look():
+    """Guards against: a large vocabulary cut at the last of the first looks; rows that need another look filed under others."""
+    V, draws = 3000, 6000
+    wide = torch.linspace(0.01, 0, V).expand(draws, -1)         # nearly flat: 0.9 of it are some 2,690 tokens
+    narrow = torch.full((V,), -20.0).index_fill(0, torch.tensor([2900]), 9.0).expand(draws, -1)
+    middle = torch.full((V,), -20.0).index_fill(0, torch.arange(100, 300), 9.0).expand(draws, -1)
+    u = ((torch.arange(draws) + 0.5) / draws).repeat_interleave(3)
+    tokens = pick(torch.stack((wide, narrow, middle), 1).flatten(0, 1), u, Sampling(1, top_p=0.9)).view(draws, 3)
+    probs = wide[0].double().softmax(-1)
+    size = int((probs.cumsum(-1) - probs < 0.9).sum())
+    assert set(tokens[:, 0].tolist()) == set(range(size)) and 2600 < size < 2750
+    assert (tokens[:, 1] == 2900).all()
+    assert 178 <= len(tokens[:, 2].unique()) <= 182 and (tokens[:, 2] >= 100).all() and (tokens[:, 2] < 300).all()
 
 
 def test_wide_and_narrow_rows_together():

@@ -16,7 +16,7 @@ import judge
 import sample
 import train
 import world
-from config import Config
+from config import Config, keep_memory
 from conftest import ROOT, TINY, assert_refused, command
 from data import Chat, read_json, read_jsonl, write_jsonl
 from model import load
@@ -356,8 +356,15 @@ def test_help_names_every_flag():
     """Guards against: settings that cannot be found."""
     done = command("train.py", "--help")
     flags = ("--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked --eft-style --prompts --prompt-writer "
-             "--rubric --judge --temperature --top-p --sft-weight --beta --device --dtype --json --make-seed").split()
+             "--rubric --judge --temperature --top-p --sft-weight --beta --tokens --recompute --slots --device --dtype --json --make-seed").split()
     assert done.code == 0 and all(f in done.out for f in flags)
+
+
+def test_a_libc_without_mallopt(monkeypatch):
+    """Guards against: a command that needs glibc; musl, macOS and Windows have no mallopt."""
+    for broken in (lambda name: object(), lambda name: (_ for _ in ()).throw(OSError("no libc"))):
+        monkeypatch.setattr("ctypes.CDLL", broken)
+        keep_memory()
 
 
 # ---- the other commands ----
