@@ -312,15 +312,29 @@ def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -
     return prompts[count * (trip - 1):count * trip]
 
 
-def collate(examples: Sequence[Example], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
-    """Examples -> ids (B,T), right-padded, and mask (B,T): True on response tokens, EOS included."""
-    width = max(len(e.prompt) + len(e.response) for e in examples)
-    ids = torch.zeros(len(examples), width, dtype=torch.long)
-    mask = torch.zeros(len(examples), width, dtype=torch.bool)
-    for row, (prompt, response) in enumerate(examples):
-        ids[row, :len(prompt) + len(response)] = torch.tensor(prompt + response)
-        mask[row, len(prompt):len(prompt) + len(response)] = True
-    return ids.to(device), mask.to(device)
+def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
+    """How many leading tokens all prompts share, the last token of each left out."""
+    first, last = min(prompts), max(prompts)            # lexicographic extremes share what all share
+    size = max(0, min(map(len, prompts)) - 1)
+    return next((i for i in range(size) if first[i] != last[i]), size)
+
+
+def collate(groups: Sequence[Sequence[Example]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Groups of examples -> one row each, all (B,T), right-padded: ids, mask, branch, position.
+
+    A row holds what the prompts of its group begin with, and behind it the rest of each example. `mask` is True on
+    response tokens, EOS included; `branch` is 0 at the beginning that all share and i + 1 in the rest of example i;
+    `position` counts on from the beginning in each of them.
+    """
+    rows = []
+    for group in groups:
+        start = shared_prefix([e.prompt for e in group])
+        row = [(token, False, 0, i) for i, token in enumerate(group[0].prompt[:start])]
+        for branch, (prompt, response) in enumerate(group, 1):
+            row += [(token, i >= len(prompt), branch, i) for i, token in enumerate(prompt + response) if i >= start]
+        rows.append(torch.tensor(row))                              # (T,4)
+    ids, mask, branch, position = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device).unbind(-1)
+    return ids, mask.bool(), branch, position
 
 
 def micro_batches(rows: Iterable[int], lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:

@@ -6,7 +6,7 @@ Against the DPO of large libraries this file leaves out, on purpose:
 2. the KL term, the reward model, the value function: DPO has none of them (Rafailov et al. 2023, eq. 7);
 3. loss zoos and trainers: `fit` is one loop, and a step is a list of (loss function, rows) it adds up.
 
-Shapes: B rows, T tokens, D hidden, V vocabulary, M response tokens of all rows together.
+Shapes: B rows, T tokens, E examples, D hidden, V vocabulary, M response tokens of all rows together.
 """
 import math
 import random
@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from data import Example, UserError, collate, micro_batches
-from model import GPT
+from data import Example, UserError, collate, micro_batches, shared_prefix
+from model import GPT, SPELT
 
 LOGITS_AT_ONCE = 1 << 24                        # elements of one chunk of logits; 134 MB in fp32
 PreferencePair = tuple[Example, Example]        # (chosen, rejected), the same prompt twice
-LossFn = Callable[[list[int]], tuple[Tensor, dict[str, Tensor]]]        # rows -> sum of losses, sums of figures
+LossFn = Callable[[list], tuple[Tensor, dict[str, Tensor]]]             # rows, or groups of rows -> sum of losses, sums of figures
 
 
 @dataclass(frozen=True)
@@ -79,26 +79,36 @@ def chunk(weight: Tensor) -> int:
     return max(1, LOGITS_AT_ONCE // len(weight))
 
 
-def token_logps(model: GPT, ids: Tensor, mask: Tensor, *, before: Tensor | None = None, **layout: Tensor) -> Tensor:
-    """log p(token | all before it) of the masked tokens: ids, mask (B,T) -> (B,T-1), 0 where the target is not masked.
+def token_logps(model: GPT, ids: Tensor, mask: Tensor, **layout: Tensor) -> Tensor:
+    """log p(token | all it sees before it) of the masked tokens: ids, mask (B,T) -> (B,T-1), 0 where the target is not masked.
 
-    The one place of the shift: the hidden state at i predicts token i + 1, or at `before` (B,T) where that names another
-    place. `layout` goes to the model. Only response positions meet the head.
+    The one place of the shift: the hidden state at i predicts token i + 1. `layout` goes to the model. Only response
+    positions meet the head.
     """
     rows, at = mask[:, 1:].nonzero(as_tuple=True)                                   # (M,), (M,)
-    hidden = model(ids, **layout)[rows, at if before is None else before[rows, at + 1]]         # (B,T,D) -> (M,D)
+    hidden = model(ids, **layout)[rows, at]                                         # (B,T,D) -> (M,D)
     picked = PickedLogps.apply(hidden, model.head.to(hidden.dtype), ids[rows, at + 1])
     return picked.new_zeros(mask[:, 1:].shape).index_put((rows, at), picked)
 
 
-def sequence_logps(model: GPT, ids: Tensor, mask: Tensor) -> Tensor:
-    """log p(response | prompt): the sum, not the mean, over response tokens, EOS included. (B,T) -> (B,)"""
-    return token_logps(model, ids, mask).sum(-1)
+def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
+    """log p(response | prompt), the sum, not the mean, over response tokens, EOS included, of each example of each group: (E,).
+
+    A group is one row (see collate): what its prompts begin with is read once, and its examples do not see each other.
+    """
+    ids, mask, branch, position = collate(groups, model.device)                     # (B,T) each
+    sizes, layout = torch.tensor([len(g) for g in groups], device=ids.device), {}
+    if (most := int(sizes.max())) > 1:
+        own, all_see = branch[..., None] == branch[:, None], branch[:, None] == 0   # (B,T,T), (B,1,T)
+        layout = {"positions": position, "seen": (own | all_see).tril()}
+    logps = token_logps(model, ids, mask, **layout)                                 # (B,T-1)
+    sums = logps.new_zeros(len(groups), most + 1).scatter_add(1, branch[:, 1:], logps)[:, 1:]
+    return sums[torch.arange(most, device=ids.device) < sizes[:, None]]             # (B,most) -> (E,)
 
 
-def sft_loss(model: GPT, ids: Tensor, mask: Tensor, weights: Tensor | float = 1.0) -> Tensor:
-    """Sum of the negative log-probs of the response tokens, each row times its weight (B,); whoever calls divides."""
-    return -(sequence_logps(model, ids, mask) * weights).sum()
+def sft_loss(model: GPT, groups: Sequence[Sequence[Example]], weights: Tensor | float = 1.0) -> Tensor:
+    """Sum of the negative log-probs of the responses, each times its weight (E,); whoever calls divides."""
+    return -(sequence_logps(model, groups) * weights).sum()
 
 
 def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float, kind: str = "dpo",
@@ -115,8 +125,21 @@ def dpo_loss(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected:
 
 
 # ---- batches ----
-def length(example: Example) -> int:
-    return len(example.prompt) + len(example.response)
+def length(*group: Example) -> int:
+    """Tokens of the row that these examples make together."""
+    return sum(len(e.prompt) + len(e.response) for e in group) - (len(group) - 1) * shared_prefix([e.prompt for e in group])
+
+
+def together(examples: Sequence[Example], rows: Sequence[int], tokens: int) -> list[list[int]]:
+    """Groups of up to four rows that begin alike for a third of their length, verdicts under one rubric; none longer than `tokens`."""
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda r: examples[r].prompt):
+        more = [examples[r] for r in (*groups[-1], row)] if groups else []
+        if 1 < len(more) <= 4 and length(*more) <= tokens and 3 * len(more) * shared_prefix([e.prompt for e in more]) >= sum(map(length, more)):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups
 
 
 def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None]) -> list[Example]:
@@ -152,13 +175,13 @@ def rate(step: int, steps: int, recipe: Recipe) -> float:
     return (step + 1) / rise if step < rise else 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
 
 
-def check(value: float, what: str, name: str, step: int, rows: list[int]) -> None:
+def check(value: float, what: str, name: str, step: int, rows: list) -> None:
     if not math.isfinite(value):
         raise UserError(f"{name}: the {what} became {value} at step {step}, rows {rows[:8]}; the last saved model is untouched. "
                         f"Lower the learning rate or look at these rows.")
 
 
-def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list[int], float]]], recipe: Recipe, *, name: str,
+def fit(model: GPT, steps: Sequence[Sequence[tuple[LossFn, list, float]]], recipe: Recipe, *, name: str,
         optimizers: Callable[[GPT, Recipe], list[torch.optim.Optimizer]] = adamw) -> list[dict]:
     """Trains `model` in place; returns one dict of figures a step.
 
@@ -201,12 +224,14 @@ def _sft_parts(model: GPT, examples: Sequence[Example], rows: Sequence[int], rec
     """The passes of one supervised step over `rows`; together they weigh one mean over response tokens, or over examples."""
     sizes = {r: len(examples[r].response) for r in rows}
     total = len(rows) if recipe.even else sum(sizes.values())
+    groups = together(examples, rows, min(recipe.tokens, SPELT))
+    lengths = [length(*(examples[r] for r in group)) for group in groups]
 
-    def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        weights = torch.tensor([1 / sizes[r] if recipe.even else 1.0 for r in batch], device=model.device)
-        return sft_loss(model, *collate([examples[r] for r in batch], model.device), weights), {}
+    def loss_fn(batch: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        weights = torch.tensor([1 / sizes[r] if recipe.even else 1.0 for group in batch for r in group], device=model.device)
+        return sft_loss(model, [[examples[r] for r in group] for group in batch], weights), {}
 
-    return [(loss_fn, batch, 1 / total) for batch in micro_batches(rows, {r: length(examples[r]) for r in rows}, recipe.tokens)]
+    return [(loss_fn, [groups[i] for i in batch], 1 / total) for batch in micro_batches(range(len(groups)), lengths, recipe.tokens)]
 
 
 def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = "sft", optimizers=adamw) -> list[dict]:
@@ -216,20 +241,8 @@ def sft(model: GPT, examples: Sequence[Example], recipe: Recipe, *, name: str = 
 
 
 def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
-    """log p of the chosen and of the rejected responses, (B,) each.
-
-    One row a pair: prompt, chosen, rejected. The rejected one stands at the positions right behind the prompt, and does
-    not see the chosen one. So the prompt is read once, and a short answer is not padded to the length of a long one.
-    """
-    ids, mask = collate([Example(w.prompt, w.response + l.response) for w, l in pairs], model.device)
-    start, split = (torch.tensor(x, device=ids.device)[:, None] for x in (
-        [len(w.prompt) for w, _ in pairs], [length(w) for w, _ in pairs]))          # (B,1)
-    place = torch.arange(ids.shape[1], device=ids.device)[None]                     # (1,T)
-    second, first = place >= split, (place >= start) & (place < split)              # (B,T)
-    seen = (place[..., None] >= place[:, None]) & ~(second[..., None] & first[:, None])         # (B,T,T)
-    before = torch.where(place == split, start, place) - 1                          # (B,T)
-    logps = token_logps(model, ids, mask, before=before, positions=place - second * (split - start), seen=seen)
-    return (logps * first[:, 1:]).sum(-1), (logps * second[:, 1:]).sum(-1)
+    """log p of the chosen and of the rejected responses, (B,) each."""
+    return sequence_logps(model, pairs).view(-1, 2).unbind(1)
 
 
 @torch.no_grad()
@@ -237,14 +250,10 @@ def reference_logps(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe)
     """log p of every pair under the weights training starts from, in eval mode: (pairs, 2). This is the whole reference."""
     assert not model.training
     reference = torch.zeros(len(pairs), 2, device=model.device)
-    for batch in micro_batches(range(len(pairs)), pair_lengths(pairs), recipe.tokens):
+    for batch in micro_batches(range(len(pairs)), [length(*p) for p in pairs], recipe.tokens):
         with precision(model, recipe.dtype):
             reference[batch] = torch.stack(pair_logps(model, [pairs[r] for r in batch]), dim=1)
     return reference
-
-
-def pair_lengths(pairs: Sequence[PreferencePair]) -> list[int]:
-    return [length(w) + len(l.response) for w, l in pairs]
 
 
 def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: float, replay: Sequence[Example] = (),
@@ -258,7 +267,7 @@ def dpo(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, *, beta: fl
     """
     start = reference_logps(model, pairs, recipe)                   # (pairs, 2)
     reference = start if ref is None else reference_logps(ref, pairs, recipe)
-    lengths = pair_lengths(pairs)
+    lengths = [length(*p) for p in pairs]
 
     def loss_fn(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         chosen, rejected = pair_logps(model, [pairs[r] for r in batch])

@@ -24,9 +24,9 @@ import numpy as np
 import torch
 
 from config import asking, command, pick_device, pick_dtype
-from data import Candidate, Chat, Example, Pair, UserError, read_ranked
+from data import Candidate, Chat, Example, Pair, UserError, read_ranked, shared_prefix
 from model import GPT, load
-from sample import Sampling, generate, next_probs, shared_prefix
+from sample import Sampling, generate, next_probs
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.

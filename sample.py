@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from config import asking, command, pick_device, pick_dtype
-from data import Candidate, Chat, UserError, micro_batches
+from data import Candidate, Chat, UserError, micro_batches, shared_prefix
 from model import GPT, KVCache, Linear, load
 
 READ = 4096             # tokens read in one pass, at most; what they share counted in
@@ -104,13 +104,6 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
 
 
 # ---- many requests ----
-def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all prompts share, the last token of each left out."""
-    first, last = min(prompts), max(prompts)            # lexicographic extremes share what all share
-    size = min(map(len, prompts)) - 1
-    return next((i for i in range(size) if first[i] != last[i]), size)
-
-
 def read(model: GPT, prompts: Sequence[Sequence[int]], shared: KVCache | None, work: Counter) -> tuple[KVCache, Tensor | None]:
     """Reads prompts behind the prefix they share: a cache with a row a prompt, and the hidden states (B,T,D), right-padded."""
     cache = KVCache(model.config, len(prompts), device=model.device, dtype=model.norm.weight.dtype, shared=shared)

@@ -124,12 +124,22 @@ def test_example_is_prompt_response_and_one_eos(chat):
 def test_mask_covers_response_and_eos_only(chat):
     """Guards against: the flipped SFT mask (lucidrains PR #29) and a lost first token (verl #3287, OpenRLHF #973)."""
     examples = [chat.example("a", "long answer"), chat.example("a longer question", "yes"), Example([], [5, 6, 1])]
-    ids, mask = collate(examples)
+    ids, mask, branch, position = collate([[e] for e in examples])
+    assert (branch[mask] == 1).all() and (position == torch.arange(ids.shape[1]))[ids > 0].all()
     assert ids.shape == mask.shape == (3, max(len(p) + len(r) for p, r in examples)) and mask.dtype == torch.bool
     for row, (prompt, response) in enumerate(examples):
         assert ids[row, :len(prompt) + len(response)].tolist() == prompt + response
         assert ids[row][mask[row]].tolist() == response
         assert mask[row].nonzero()[:, 0].tolist() == list(range(len(prompt), len(prompt) + len(response)))
+
+
+def test_a_group_in_one_row():
+    """Guards against: a beginning that is repeated, positions that run on from one example into the next."""
+    ids, mask, branch, position = collate([[Example([5, 6, 7], [8, 1]), Example([5, 6], [9, 1]), Example([5, 6, 7, 4], [3])]])
+    assert ids.tolist() == [[5, 6, 7, 8, 1, 6, 9, 1, 6, 7, 4, 3]]
+    assert mask[0].nonzero()[:, 0].tolist() == [3, 4, 6, 7, 11]
+    assert branch.tolist() == [[0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]]
+    assert position.tolist() == [[0, 1, 2, 3, 4, 1, 2, 3, 1, 2, 3, 4]]
 
 
 def test_records_cannot_be_changed():

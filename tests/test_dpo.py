@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dpo as module
 from conftest import tiny_gpt
 from data import Example, UserError, collate, micro_batches
-from dpo import (PickedLogps, Recipe, dpo, dpo_loss, drop_long, fit, pair_lengths, pair_logps, plan, rate, reference_logps, sequence_logps,
-                 sft, sft_loss, token_logps)
+from dpo import (PickedLogps, Recipe, dpo, dpo_loss, drop_long, fit, length, pair_logps, plan, rate, reference_logps, sequence_logps,
+                 sft, sft_loss, together, token_logps)
 from experiments.make_seed import Muon, muon
 from model import GPT
 
@@ -52,7 +52,7 @@ def brute(model: GPT, example: Example) -> list[float]:
 def test_the_shift(model):
     """Guards against: lucidrains' missing shift, which scores a perfect prediction at -40 a token."""
     for example in examples(5):
-        ids, mask = collate([example])
+        ids, mask, *_ = collate([[example]])
         found = token_logps(model, ids, mask)[0]
         start = len(example.prompt) - 1
         assert found[start:].tolist() == pytest.approx(brute(model, example), abs=1e-4)
@@ -63,21 +63,21 @@ def test_sum_over_response_and_eos(model):
     """Guards against: the mean in place of the sum (lucidrains), a lost first token (verl #3287, OpenRLHF #973), a lost EOS."""
     rows = examples(6)
     expected = [sum(brute(model, e)) for e in rows]
-    assert sequence_logps(model, *collate(rows)).tolist() == pytest.approx(expected, abs=1e-3)
-    assert sft_loss(model, *collate(rows)).item() == pytest.approx(-sum(expected), abs=1e-2)
+    assert sequence_logps(model, [[e] for e in rows]).tolist() == pytest.approx(expected, abs=1e-3)
+    assert sft_loss(model, [[e] for e in rows]).item() == pytest.approx(-sum(expected), abs=1e-2)
 
 
 def test_padding_cannot_matter(model):
     """Guards against: pads counted in the log-probs (0xallam DPO #4)."""
     rows = examples(6) + [Example([5] * 30, [6] * 30)]
-    together = sequence_logps(model, *collate(rows))
-    apart = torch.cat([sequence_logps(model, *collate([e])) for e in rows])
+    together = sequence_logps(model, [[e] for e in rows])
+    apart = torch.cat([sequence_logps(model, [[e]]) for e in rows])
     torch.testing.assert_close(together, apart, atol=1e-3, rtol=0)
 
 
 def gradients(model: GPT, rows: list[Example]) -> dict[str, torch.Tensor]:
     model.zero_grad()
-    sft_loss(model, *collate(rows)).backward()
+    sft_loss(model, [[e] for e in rows]).backward()
     return {n: p.grad.clone() for n, p in model.named_parameters()}
 
 
@@ -85,9 +85,9 @@ def gradients(model: GPT, rows: list[Example]) -> dict[str, torch.Tensor]:
 def test_chunks_change_nothing(monkeypatch, tied):
     """Guards against: a memory trick that is only nearly the same loss, or loses the gradient of the head."""
     model, rows = tiny_gpt(tie_word_embeddings=tied), examples(6)
-    whole, expected = gradients(model, rows), sft_loss(model, *collate(rows)).item()
+    whole, expected = gradients(model, rows), sft_loss(model, [[e] for e in rows]).item()
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * 260)
-    assert sft_loss(model, *collate(rows)).item() == pytest.approx(expected, rel=1e-5)
+    assert sft_loss(model, [[e] for e in rows]).item() == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients(model, rows).items():
         torch.testing.assert_close(gradient, whole[name], atol=1e-3, rtol=1e-4)
 
@@ -110,13 +110,14 @@ def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
     """Guards against: logits of B x T x V (TRL #3985, LlamaFactory #4810: out of memory), forward or backward."""
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
     rows, V, D = examples(6), model.config.vocab_size, model.config.hidden_size
-    ids, mask = collate(rows)
+    groups = [rows[:3], rows[3:4], rows[4:]]
+    size = collate(groups)[0].numel()
     with Sizes() as seen:
-        sequence_logps(model, ids, mask).sum().backward()
+        sequence_logps(model, groups).sum().backward()
     met = [math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)]     # (D,V): the head's weight
     answered = sum(len(e.response) for e in rows)
-    assert max(met) == min(answered, at_once // V) < ids.numel()
-    assert max(map(math.prod, seen.shapes)) < ids.numel() * V
+    assert max(met) == min(answered, at_once // V) < size
+    assert max(map(math.prod, seen.shapes)) < size * V
 
 
 @pytest.mark.parametrize("at_once", [1 << 24, 3 * 50], ids=["whole", "chunks of 3"])
@@ -139,14 +140,35 @@ def test_a_pair_in_one_row_is_two_rows(model):
     both = pairs(7)
     chosen, rejected = pair_logps(model, both)
     for found, side in ((chosen, 0), (rejected, 1)):
-        alone = sequence_logps(model, *collate([p[side] for p in both]))
+        alone = sequence_logps(model, [[p[side]] for p in both])
         torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
     together = torch.autograd.grad((chosen * 2 - rejected * 3).sum(), list(model.parameters()))
-    apart = torch.autograd.grad(2 * sequence_logps(model, *collate([w for w, _ in both])).sum()
-                                - 3 * sequence_logps(model, *collate([l for _, l in both])).sum(), list(model.parameters()))
+    apart = torch.autograd.grad(2 * sequence_logps(model, [[w] for w, _ in both]).sum()
+                                - 3 * sequence_logps(model, [[l] for _, l in both]).sum(), list(model.parameters()))
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    assert pair_lengths(both) == [len(w.prompt) + len(w.response) + len(l.response) for w, l in both]
+    assert [length(*p) for p in both] == [len(w.prompt) + 1 + len(w.response) + len(l.response) for w, l in both]
+
+
+def alike(count: int) -> list[Example]:
+    """Examples that begin with the same nine tokens, two of them with nothing else before the response."""
+    return [Example([7] * 9 + e.prompt, e.response) for e in examples(count - 2)] + [Example([7] * 9, e.response) for e in examples(2, 5)]
+
+
+def test_what_begins_alike_is_read_together(model):
+    """Guards against: examples that see each other, or a beginning counted twice; a group too long for a pass; a row lost or doubled."""
+    rows = alike(11) + examples(5)
+    groups = together(rows, range(16), 60)
+    assert sorted(r for g in groups for r in g) == list(range(16)) and {len(g) for g in groups} >= {1, 4}
+    grouped = [[rows[r] for r in g] for g in groups]
+    assert all(length(*g) <= 60 and (len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9) for g in grouped)
+    assert collate(grouped)[0].shape == (len(groups), max(length(*g) for g in grouped))
+    assert [len(g) for g in together(alike(11), range(11), 25)].count(1) > 0                # no room for many
+    found, alone = sequence_logps(model, grouped), sequence_logps(model, [[e] for g in grouped for e in g])
+    torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
+    weights = torch.randn(16)
+    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), list(model.parameters())) for x in (found, alone))):
+        torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
 def test_recompute_changes_no_gradient(model):
@@ -195,7 +217,7 @@ def test_the_reference_is_m_t_and_stays(monkeypatch, model):
     before = copy.deepcopy(model)
     monkeypatch.setattr(module, "dpo_loss", lambda *a, **kw: seen.append(torch.stack(a[2:], 1)) or loss(*a, **kw))
     dpo(model, rows, Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000), beta=0.1)
-    expected = torch.stack([sequence_logps(before, *collate([p[i] for p in rows])) for i in (0, 1)], 1).detach()
+    expected = torch.stack([sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)], 1).detach()
     assert len(seen) == 5
     for reference in seen:
         torch.testing.assert_close(reference.sort(0).values, expected.sort(0).values, atol=1e-4, rtol=0)
@@ -333,7 +355,7 @@ def test_non_finite_loss_stops(train, bad):
     model = tiny_gpt()
     with torch.no_grad():
         model.norm.weight[0] = bad
-    with pytest.raises(UserError, match=r"(sft|dpo).*step 0.*rows \[\d"):
+    with pytest.raises(UserError, match=r"(sft|dpo).*step 0.*rows \[+\d"):
         train(model)
 
 
