@@ -14,7 +14,7 @@ from config import asking, command, pick_device, pick_dtype
 from data import Candidate, Chat, Pair, UserError, read_prompts
 from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
 from model import GPT, load
-from sample import Sampling, next_probs, respond
+from sample import Sampling, next_probs, pack, respond
 
 COMPARE = """Two answers to one request follow. Which one serves the person who asked better? Reply with one letter, A or B.
 
@@ -118,12 +118,12 @@ def head_to_head(points: Sequence[float], ours: Sequence[Candidate], theirs: Seq
 def compare(args, device, dtype) -> dict:
     """Both models answer the prompts of a file; a third, or the oracle of the toy, judges."""
     prompts, sampling = read_prompts(args.prompts)[:args.count], Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    sides = [respond(load(d, device=device, dtype=dtype), Chat(d), prompts, sampling, key=f"{args.seed}", n=1) for d in (args.ours, args.theirs)]
+    sides = [respond(pack(load(d, device=device, dtype=dtype)), Chat(d), prompts, sampling, key=f"{args.seed}", n=1) for d in (args.ours, args.theirs)]
     if args.judge == "oracle":
         from world import oracle  # the truth of the toy; nothing else here needs it
         given = [[oracle(c.prompt, c.response) if c.finished else 0 for c in side] for side in sides]
         return {"judge": "oracle", **head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
-    judge, chat, rubric = load(args.judge, device=device, dtype=dtype), Chat(args.judge), read_rubric(None, args.judge)
+    judge, chat, rubric = pack(load(args.judge, device=device, dtype=dtype)), Chat(args.judge), read_rubric(None, args.judge)
     scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=rubric, key="", how="expected"))
               for side in sides]
     given = [[c.reward for c in side] for side in scored]

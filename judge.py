@@ -26,7 +26,7 @@ import torch
 from config import asking, command, pick_device, pick_dtype
 from data import Candidate, Chat, Example, Pair, UserError, read_ranked, shared_prefix
 from model import GPT, load
-from sample import Sampling, generate, next_probs
+from sample import Sampling, generate, next_probs, pack
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.
@@ -340,7 +340,7 @@ def main() -> None:
     if bool(args.file) == bool(args.prompt and args.response):
         raise UserError("give either --file, or --prompt and --response.")
     device = pick_device(args.device)
-    model, chat = load(args.model, device=device, dtype=pick_dtype("auto", device)), Chat(args.model)
+    model, chat = pack(load(args.model, device=device, dtype=pick_dtype("auto", device))), Chat(args.model)
     report = (judge_file if args.file else judge_one)(args, model, chat, Sampling(args.max_new_tokens, args.temperature, args.top_p))
     print(json.dumps(report)) if args.json else show(report)
 

@@ -311,7 +311,7 @@ def main() -> None:
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
     args = parser.parse_args()
     device, messages = pick_device(args.device), []
-    model, chat = load(args.model, device=device, dtype=pick_dtype("auto", device)), Chat(args.model)
+    model, chat = pack(load(args.model, device=device, dtype=pick_dtype("auto", device))), Chat(args.model)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     if args.question:
         say(model, chat, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
