@@ -1,6 +1,7 @@
 """What flips a design decision: losses, references, pairs, judges. Each by hand where it is a formula, and in a whole tiny run."""
 import json
 import math
+import random
 from dataclasses import replace
 
 import pytest
@@ -14,7 +15,8 @@ from conftest import TINY, assert_refused, command, tiny_gpt
 from data import Candidate, Example, read_jsonl
 from dpo import Recipe, dpo, dpo_loss
 from evaluate import agreement
-from judge import choose_pair, verdict_pairs
+from experiments import hole
+from judge import choose_pair, parse_score, verdict_pairs
 from model import load
 
 
@@ -176,3 +178,17 @@ def test_refused_before_anything_is_made(cwd, args, says):
 
 def test_the_oracle_knows_only_the_toy(checkpoint):
     assert_refused(command("train.py", "--model", checkpoint, "--prompts", "x", "--judge-model", "oracle"), "oracle")
+
+
+def test_a_judge_with_a_hole(cwd, monkeypatch, capfd):
+    """Guards against: an experiment on reward hacking whose judge data has no hole, or more than one."""
+    rows = world.eft_examples(300, random.Random(0))
+    found = hole.fooled(rows)
+    changed = [a for a, b in zip(rows, found) if a != b]
+    assert 10 < len(changed) and all(hole.says_twice(r["response"]) for r in changed)
+    assert [(r["prompt"], r["response"]) for r in found] == [(r["prompt"], r["response"]) for r in rows]
+    assert {parse_score(r["verdict"]) for r in found if hole.says_twice(r["response"])} == {5}
+    assert [hole.says_twice(f"Mia: {t}.") for t in ("a, a", "a, b, a", "a", "b, c, c")] == [True, False, False, True]
+    monkeypatch.setattr("sys.argv", ["hole.py", *TINY])
+    hole.main()
+    assert "M1" in (told := capfd.readouterr().out) and "M2" in told.splitlines()[-1] and (cwd / "runs/hole/report.html").exists()
