@@ -275,14 +275,14 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
+        self.frequencies = rope_frequencies(config)         # no buffer: in bf16 weights it would be rounded, and late tokens misplaced
 
     @property
     def device(self) -> torch.device:
         return self.norm.weight.device
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        angles = (positions[..., None, None] * self.frequencies.float()).repeat(1, 1, 1, 2)         # (B,T,1,K)
+        angles = (positions[..., None, None] * self.frequencies.to(positions.device)).repeat(1, 1, 1, 2)         # (B,T,1,K)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, *, positions: Tensor | None = None, seen: Tensor | None = None) -> Tensor:

@@ -101,6 +101,13 @@ def test_the_copy_that_writes_writes_the_same(chat, slots):
     assert [c.tokens for c, in found] == [alone(model, chat, p) for p in prompts]
 
 
+def test_the_copy_in_bf16_places_tokens_as_the_model_does():
+    """Guards against: rotations rounded with the weights, so that the model that writes is not the one that is trained."""
+    model = tiny_gpt()
+    plain, copied = (m.rope(torch.tensor([[400]]), torch.float32) for m in (model, sampling_copy(model, torch.bfloat16)))
+    assert all(torch.equal(a, b) for a, b in zip(plain, copied)) and plain[0].dtype == torch.float32
+
+
 # ---- what it costs ----
 
 def test_tokens_read_for_a_prompt(chat):
