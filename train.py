@@ -34,7 +34,7 @@ from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples
 from model import GPT, load, save
 from prompts import new_prompts
 from report import alarms, load_run, write_report
-from sample import Sampling, cost, respond, sampling_copy
+from sample import Sampling, cost, pack, respond, sampling_copy
 
 
 class Seeds(NamedTuple):
@@ -87,7 +87,7 @@ class Context:
 
     def writer(self, folder: str | None, model: GPT) -> tuple[GPT, Chat]:
         """The fixed model of `folder`, ready to write; M_t where there is none."""
-        return (sampling_copy(load(folder, device=self.device), self.dtype), Chat(folder)) if folder else (model, self.chat)
+        return (pack(load(folder, device=self.device, dtype=self.dtype)), Chat(folder)) if folder else (model, self.chat)
 
     def recipe(self, model: GPT, lr: float | None, *, paper: float, fall: float, **own) -> Recipe:
         """How to step; a learning rate that was not given is the paper's, which was for a hidden size of 8192."""

@@ -41,9 +41,9 @@ def main() -> None:
     wanted = [plain(model, p, chat.eos_ids, args.limit) for p in prompts]
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         found = [c.tokens for c, in generate(sampling_copy(model, dtype), chat, prompts, Sampling(args.limit, temperature=0), key="same")]
-        apart = [next(i for i, (a, b) in enumerate(zip(f, w)) if a != b) for f, (w, _) in zip(found, wanted) if f != w]
-        leads = [lead[i] for f, (w, lead) in zip(found, wanted) if f != w for i in [next(i for i, (a, b) in enumerate(zip(f, w)) if a != b)]]
-        told = f", the others part at token {sorted(apart)}, where the first led the second by at most {max(leads):.3f} logits" if apart else ""
+        apart = [next((i, lead) for i, (a, b, lead) in enumerate(zip(f, w, leads)) if a != b) for f, (w, leads) in zip(found, wanted) if f != w]
+        told = (f", the others part at token {sorted(i for i, _ in apart)}, where the first led the second by at most "
+                f"{max(lead for _, lead in apart):.3f} logits" if apart else "")
         print(f"{name}: {len(prompts) - len(apart)} of {len(prompts)} texts equal ({sum(len(w) for w, _ in wanted)} tokens in all){told}")
 
 
