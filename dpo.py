@@ -246,13 +246,13 @@ def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def reference_logps(model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe) -> Tensor:
-    """log p of every pair under the weights training starts from, in eval mode: (pairs, 2). This is the whole reference."""
+def reference_logps(model: GPT, pairs: Sequence[Sequence[Example]], recipe: Recipe) -> Tensor:
+    """log p of every pair under fixed weights, in eval mode: (pairs, 2). Of M_t, before step 1, this is the whole reference."""
     assert not model.training
-    reference = torch.zeros(len(pairs), 2, device=model.device)
+    reference = torch.zeros(len(pairs), len(pairs[0]), device=model.device)
     for batch in micro_batches(range(len(pairs)), [length(*p) for p in pairs], recipe.tokens):
         with precision(model, recipe.dtype):
-            reference[batch] = torch.stack(pair_logps(model, [pairs[r] for r in batch]), dim=1)
+            reference[batch] = sequence_logps(model, [pairs[r] for r in batch]).view(len(batch), -1)
     return reference
 
 

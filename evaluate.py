@@ -8,13 +8,16 @@ Missing is None: a real run has no oracle, so it has no true score.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from pathlib import Path
+from statistics import pvariance
 
-from config import asking, command, pick_device, pick_dtype
-from data import Candidate, Chat, Pair, UserError, read_prompts
+from config import asking, command, pick_device
+from data import Candidate, Chat, Example, Pair, UserError, read_own, read_prompts
+from dpo import Recipe, reference_logps
 from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
 from model import GPT, load
-from sample import Sampling, next_probs, pack, respond
+from report import distinct
+from sample import Sampling, next_probs, respond, writer
 
 COMPARE = """Two answers to one request follow. Which one serves the person who asked better? Reply with one letter, A or B.
 
@@ -58,30 +61,66 @@ def versus(now: Sequence[int | None], before: Sequence[int | None]) -> dict:
 
 
 def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sampling, *, k: int, rubric: str, key: str,
-            how: str = "sampled", before: Sequence[int | None]) -> tuple[dict, list[dict]]:
-    """Figures of one model on the exam, and its answers as rows; `before` holds the previous model's true scores."""
+            how: str = "sampled") -> tuple[dict, list[dict], list[list[float | None]]]:
+    """Figures of one model on the exam, its answers as rows, and its rewards of the ranked answers, group by group.
+
+    `verdict_variance` is the mean over its own answers of the variance of their K votes; None where there is one vote.
+    """
     answers = respond(model, chat, exam.prompts, answering, key=f"{key} answers", n=1, label="exam answers")
     verdicts = score(model, chat, answers, judging, k=k, rubric=rubric, key=f"{key} verdicts", how=how, label="exam verdicts")
     scored = attach(answers, verdicts)
     rewards, judged = rank_answers(model, chat, exam.groups, judging, k=k, rubric=rubric, key=f"{key} ranked", how=how)
-    truth = [true_score(exam, c) for c in scored]
+    truth, repeated = [true_score(exam, c) for c in scored], [[v for v in c.votes if v is not None] for c in scored]
     figures = {
         "true_score": mean(truth), "perfect": mean([None if s is None else float(s == 5) for s in truth]),
-        "self_score": mean([c.reward for c in scored]),
+        "self_score": mean([c.reward for c in scored]), "verdict_variance": mean([pvariance(votes) for votes in repeated if len(votes) > 1]),
         **(judge_figures(rewards, [g["ranks"] for g in exam.groups]) if exam.groups else {}),
         "judge_parse_rate": mean([float(v["score"] is not None) for v in verdicts + judged]),
         "finished_rate": mean([float(c.finished) for c in scored]), "mean_length": mean([len(c.tokens) for c in scored]),
-        **versus(truth, before)}
-    rows = [{"id": c.id, "prompt": c.prompt, "response": c.response, "finished": c.finished, "self_score": c.reward,
+        "distinct2": distinct([c.response for c in scored])}
+    rows = [{"id": c.id, "prompt": c.prompt, "response": c.response, "finished": c.finished, "tokens": c.tokens, "self_score": c.reward,
              "true_score": s} for c, s in zip(scored, truth)]
-    return figures, rows
+    return figures, rows, rewards
 
 
-def agreement(now: Sequence[Candidate], before: Sequence[Candidate]) -> float:
-    """How alike two judges rank the same answers, prompt by prompt: 1 alike, 0.5 unrelated, 0 the other way round."""
-    groups = [[(a.reward, b.reward) for a, b in group if None not in (a.reward, b.reward)]
-              for _, group in groupby(zip(now, before), key=lambda both: both[0].id)]
-    return (1 + (mean([kendall(*zip(*g)) for g in groups if len(g) > 1]) or 0.0)) / 2
+def agreement(now: Sequence[Sequence[float | None]], before: Sequence[Sequence[float | None]]) -> float | None:
+    """How alike two judges reward the same groups of answers: 1 in the same order, 0.5 unrelated, 0 in the reverse; None where
+    no group has two answers that both could score."""
+    groups = [[both for both in zip(*group) if None not in both] for group in zip(now, before)]
+    tau = mean([kendall(*zip(*g)) for g in groups if len(g) > 1])
+    return None if tau is None else (1 + tau) / 2
+
+
+def divergence(model: GPT, other: GPT, chat: Chat, answers: Sequence[dict], recipe: Recipe) -> float | None:
+    """KL(model || other) in nats an answer: the mean of log p(y) - log p_other(y) over the model's own `answers`, rows of `measure`.
+
+    Exact in the mean for answers drawn at temperature 1 from the whole vocabulary; a nucleus sees only the likely part.
+    """
+    if not (rows := [[Example(chat.prompt(a["prompt"]), a["tokens"])] for a in answers]):
+        return None
+    own, others = (reference_logps(m, rows, recipe) for m in (model, other))        # (answers, 1)
+    return float((own - others).mean())
+
+
+def ending(log: Sequence[dict]) -> dict:
+    """The figures of a training log, as means over the last tenth of its steps."""
+    last = log[-max(1, len(log) // 10):]
+    return {key: mean([row[key] for row in last]) for key in last[0]} if log else {}
+
+
+def progress(run: Path, t: int, model: GPT, chat: Chat, answers: Sequence[dict], rewards: list, recipe: Recipe) -> dict:
+    """What became of M_{t-1}, and of M_1, by the files of the run: `answers` and `rewards` are those of M_t (see measure).
+
+    `agreement` is that of the judges M_t and M_{t-1} on the held-out ranked answers; how DPO ended is told as in dpo.jsonl.
+    """
+    before, log = read_own(run / f"exam/M{t - 1}.jsonl"), ending(read_own(run / f"t{t - 1}/dpo.jsonl"))
+    kl = {f"kl_{name}": divergence(model, load(run / f"M{other}", device=model.device), chat, answers, recipe)
+          for name, other in (("prev", t - 1), ("first", 1)) if t > 1}
+    seconds = [row["seconds"] for row in read_own(run / "log.jsonl") if row["t"] == t - 1 and row["stage"] != "exam"]
+    return {"pairs": len(read_own(run / f"t{t - 1}/pairs.jsonl")) or None, "seconds": sum(seconds),
+            **versus([a["true_score"] for a in answers], [a["true_score"] for a in before]),
+            "agreement": agreement(rewards, [row["rewards"] for row in read_own(run / f"exam/rewards-M{t - 1}.jsonl")]),
+            **kl, **{key: log.get(key) for key in ("margin", "accuracy", "chosen_change", "rejected_change")}}
 
 
 # ---- head to head ----
@@ -115,17 +154,16 @@ def head_to_head(points: Sequence[float], ours: Sequence[Candidate], theirs: Seq
             "mean_length": [mean([len(c.tokens) for c in side]) for side in (ours, theirs)]}
 
 
-def compare(args, device, dtype) -> dict:
+def compare(args, device) -> dict:
     """Both models answer the prompts of a file; a third, or the oracle of the toy, judges."""
     prompts, sampling = read_prompts(args.prompts)[:args.count], Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    sides = [respond(pack(load(d, device=device, dtype=dtype)), Chat(d), prompts, sampling, key=f"{args.seed}", n=1) for d in (args.ours, args.theirs)]
+    sides = [respond(*writer(d, device), prompts, sampling, key=f"{args.seed}", n=1) for d in (args.ours, args.theirs)]
     if args.judge == "oracle":
         from world import oracle  # the truth of the toy; nothing else here needs it
         given = [[oracle(c.prompt, c.response) if c.finished else 0 for c in side] for side in sides]
         return {"judge": "oracle", **head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
-    judge, chat, rubric = pack(load(args.judge, device=device, dtype=dtype)), Chat(args.judge), read_rubric(None, args.judge)
-    scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=rubric, key="", how="expected"))
-              for side in sides]
+    (judge, chat), rubric = writer(args.judge, device), read_rubric(None, args.judge)
+    scored = [attach(side, score(judge, chat, side, sampling, k=1, rubric=rubric, key="", how="expected")) for side in sides]
     given = [[c.reward for c in side] for side in scored]
     return {"judge": args.judge, **head_to_head(preferred(judge, chat, *sides, slots=sampling.slots), *sides),
             "by_score": head_to_head(by_score(*given), *sides), "scores": [mean(side) for side in given]}
@@ -180,8 +218,7 @@ def main() -> None:
         raise UserError("give --prompts FILE and --judge DIR (a judge that did not train on these pairs; oracle in the toy world).")
     if args.count < 1:
         raise UserError(f"--count must be at least 1, not {args.count}.")
-    device = pick_device(args.device)
-    report = compare(args, device, pick_dtype("auto", device))
+    report = compare(args, pick_device(args.device))
     if args.json:
         print(json.dumps(report))
         return

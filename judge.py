@@ -23,10 +23,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from config import asking, command, pick_device, pick_dtype
+from config import asking, command, pick_device
 from data import Candidate, Chat, Example, Pair, UserError, read_ranked, shared_prefix
-from model import GPT, load
-from sample import Sampling, generate, next_probs, pack
+from model import GPT
+from sample import Sampling, generate, next_probs, writer
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.
@@ -339,8 +339,7 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.file) == bool(args.prompt and args.response):
         raise UserError("give either --file, or --prompt and --response.")
-    device = pick_device(args.device)
-    model, chat = pack(load(args.model, device=device, dtype=pick_dtype("auto", device))), Chat(args.model)
+    model, chat = writer(args.model, pick_device(args.device))
     report = (judge_file if args.file else judge_one)(args, model, chat, Sampling(args.max_new_tokens, args.temperature, args.top_p))
     print(json.dumps(report)) if args.json else show(report)
 

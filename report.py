@@ -98,11 +98,6 @@ def funnel(trip: dict, asked: int) -> list[tuple[str, int, str]]:
             ("prompts with two scores", several, "fewer than two answers have one"), ("pairs", len(trip["pairs"]), "all scores equal")]
 
 
-def tail(log: Sequence[dict], key: str) -> float | None:
-    """The mean of the last tenth of a training log."""
-    return mean(row[key] for row in log[-max(1, len(log) // 10):] if key in row)
-
-
 def alarms(run: Run) -> list[tuple[str, str, str]]:
     """(model, what happened with value and threshold, what people do about it)."""
     found, first = [], run.models[0] if run.models else {}
@@ -118,15 +113,18 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
              "Judge drift: mix judge examples into DPO (--replay), or lower --dpo-lr."),
             (ratio(first, now, "mean_length"), lambda v: v > 1.5, "answers are {:.2f} times as long as M1's (threshold 1.5)",
              "Length growth: the judge may reward length; compare at equal length (evaluate.py prints it)."),
-            (tail(trip.get("dpo", []), "chosen_change"), lambda v: v < 0, "log-prob of the chosen answers {:+.1f} (threshold 0)",
+            (now.get("chosen_change"), lambda v: v < 0, "log-prob of the chosen answers {:+.1f} (threshold 0)",
              "DPO pushes both answers down: add --nll 1, or raise --beta."),
             (texts[1] / texts[0] if len(texts) == 2 and None not in texts and texts[0] else None, lambda v: v < 0.7,
-             "distinct word pairs at {:.2f} of M1's (threshold 0.7)",
+             "distinct word pairs in the answers at {:.2f} of M1's (threshold 0.7)",
              "Collapsing diversity: raise --temperature, or take prompts from people (--prompts)."),
             (ratio(before, now, "pairs"), lambda v: v < 0.5, "pairs at {:.2f} of the round before (threshold 0.5)",
              "Shrinking yield: more answers (--n), --judge expected, or stop: little is left to learn from."),
             (gap(now), lambda v: v > 0.5, "self-score {:+.2f} above the truth (threshold 0.5)",
-             "The model flatters itself: what rose is the score, not the answers.")]
+             "The model flatters itself: what rose is the score, not the answers."),
+            (change(before, now, "true_score") if (change(before, now, "self_score") or 0) > 0 else None, lambda v: v < -0.05,
+             "true score {:+.2f} in this round (threshold -0.05) while the self-score rose",
+             "Reward hacking: look at the best paid answers, close the hole in the rubric or the judge data, and go back a model.")]
         found += [(now["model"], text.format(value), advice) for value, bad, text, advice in checks if value is not None and bad(value)]
     return found
 

@@ -259,6 +259,11 @@ def pack(model: GPT) -> GPT:
     return model
 
 
+def writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[GPT, Chat]:
+    """A model that stays as it is, ready to write, and its prompt format; without `dtype`, in what the device multiplies fastest."""
+    return pack(load(folder, device=device, dtype=dtype or pick_dtype("auto", device))), Chat(folder)
+
+
 def sampling_copy(model: GPT, dtype: torch.dtype) -> GPT:
     """The weights to write with: a copy of the model in `dtype`, laid out for this processor."""
     return pack(copy.deepcopy(model).to(dtype).eval())
@@ -310,8 +315,7 @@ def main() -> None:
     parser = asking("Ask a model, or chat with it.", model="a Hugging Face directory, for example runs/toy/M4")
     parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
     args = parser.parse_args()
-    device, messages = pick_device(args.device), []
-    model, chat = pack(load(args.model, device=device, dtype=pick_dtype("auto", device))), Chat(args.model)
+    (model, chat), messages = writer(args.model, pick_device(args.device)), []
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     if args.question:
         say(model, chat, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")

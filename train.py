@@ -18,6 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -29,12 +30,12 @@ from config import SEED, Config, check_run, command, parse, pick_device, pick_dt
 from data import (Candidate, Chat, Example, Pair, UserError, read_ift, read_oasst, read_own, read_prompts,
                   read_ranked, read_texts, write_jsonl)
 from dpo import Recipe, dpo, drop_long, sft
-from evaluate import Exam, agreement, line, measure, table, true_score, worked_example
+from evaluate import Exam, agreement, ending, line, measure, progress, table, true_score, worked_example
 from judge import (agreeing, as_candidates, attach, choose_pairs, judge_examples, mean, read_rubric, score, score_lines, verdict_pairs)
 from model import GPT, load, save
 from prompts import new_prompts
 from report import alarms, load_run, write_report
-from sample import Sampling, cost, pack, respond, sampling_copy
+from sample import Sampling, cost, respond, sampling_copy, writer
 
 
 class Seeds(NamedTuple):
@@ -87,7 +88,7 @@ class Context:
 
     def writer(self, folder: str | None, model: GPT) -> tuple[GPT, Chat]:
         """The fixed model of `folder`, ready to write; M_t where there is none."""
-        return (pack(load(folder, device=self.device, dtype=self.dtype)), Chat(folder)) if folder else (model, self.chat)
+        return writer(folder, self.device, self.dtype) if folder else (model, self.chat)
 
     def recipe(self, model: GPT, lr: float | None, *, paper: float, fall: float, **own) -> Recipe:
         """How to step; a learning rate that was not given is the paper's, which was for a hidden size of 8192."""
@@ -123,10 +124,10 @@ def own_verdicts(ctx: Context, model: GPT) -> tuple[list[dict], str]:
     c, groups = ctx.config, ctx.seeds.groups[:ctx.config.seed_limit]
 
     def make() -> tuple[list[dict], str]:
-        writer, examples = copy.deepcopy(model), answer_examples(ctx, model)
+        answering, examples = copy.deepcopy(model), answer_examples(ctx, model)
         if examples:
-            sft(writer, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed), name="sft on answers")
-        return score(sampling_copy(writer, ctx.dtype), ctx.chat, as_candidates(groups), ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric,
+            sft(answering, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed), name="sft on answers")
+        return score(sampling_copy(answering, ctx.dtype), ctx.chat, as_candidates(groups), ctx.sampling("verdict"), k=c.k, rubric=ctx.rubric,
                      key=f"{c.seed} verdicts 0"), f"by M0 after SFT on answers, on {len(groups)} groups that people ranked"
 
     rows, funnel = agreeing(groups, stage(ctx, 0, "verdicts", make))
@@ -249,7 +250,9 @@ def doubt(ctx: Context, scored: list[Candidate], t: int) -> float:
     if t == 1:
         return 0.0
     before, _ = ctx.writer(ctx.run / f"M{t - 1}", None)
-    return 1 - agreement(scored, judge(ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before"))
+    again = judge(ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before")
+    alike = agreement(*([[y.reward for y in group] for _, group in groupby(ys, key=lambda y: y.id)] for ys in (scored, again)))
+    return 0.5 if alike is None else 1 - alike
 
 
 def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair], t: int) -> None:
@@ -268,8 +271,7 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
                       smoothing=doubt(ctx, scored, t) if c.cream else c.label_smoothing,
                       ref=load(ctx.run / "M1", device=ctx.device) if c.ref == "seed" else None)
         save(model, folder, source=ctx.run / f"M{t}")
-        last = {k: mean([row[k] for row in log[-max(1, len(log) // 10):]]) for k in log[0]}         # of the last tenth
-        key = "loss" if c.positive_only else "dpo_loss"
+        last, key = ending(log), "loss" if c.positive_only else "dpo_loss"
         told = f"{len(log)} steps on {len(rows)} pairs, loss {log[0][key]:.3f} > {last[key]:.3f}"
         return log, told if c.positive_only else told + (f", accuracy {last['accuracy']:.2f}, log-prob of chosen {last['chosen_change']:+.1f}, "
                                                          f"of rejected {last['rejected_change']:+.1f}")
@@ -279,23 +281,21 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
     stage(ctx, t, "dpo", make)
 
 
-def examine(ctx: Context, model: GPT, t: int) -> None:
-    """One line of metrics.jsonl for M_t, measured on held-out material; nothing reads it but people."""
+def examine(ctx: Context, master: GPT, model: GPT, t: int) -> None:
+    """One line of metrics.jsonl for M_t, measured on held-out material; nothing reads it but people. `master`: its fp32 weights."""
     path, started, rows = ctx.run / "metrics.jsonl", time.time(), read_own(ctx.run / "metrics.jsonl")
     if any(row["t"] == t for row in rows):
         return
-    before = [r["true_score"] for r in read_own(ctx.run / f"exam/M{t - 1}.jsonl")]
-    figures, answers = measure(model, ctx.chat, ctx.seeds.exam, ctx.sampling("answer"), ctx.sampling("verdict"), k=ctx.config.k,
-                               rubric=ctx.rubric, key=f"{ctx.config.seed} exam", how=ctx.config.judge, before=before)
+    figures, answers, rewards = measure(model, ctx.chat, ctx.seeds.exam, ctx.sampling("answer"), ctx.sampling("verdict"), k=ctx.config.k,
+                                        rubric=ctx.rubric, key=f"{ctx.config.seed} exam", how=ctx.config.judge)
+    figures |= progress(ctx.run, t, master, ctx.chat, answers, rewards, ctx.recipe(master, None, paper=1e-6, fall=1))
     write_jsonl(ctx.run / f"exam/M{t}.jsonl", answers)
+    write_jsonl(ctx.run / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
     write_jsonl(ctx.run / "exam/ranked.jsonl", ctx.seeds.exam.groups)          # for judge.py --file
-    figures["pairs"] = len(read_own(ctx.run / f"t{t - 1}/pairs.jsonl")) or None
-    figures["seconds"] = sum(r["seconds"] for r in read_own(ctx.run / "log.jsonl") if r["t"] == t - 1 and r["stage"] != "exam")
     write_jsonl(path, rows + [{"model": f"M{t}", "t": t, **figures}])
     ctx.tell(t, "exam", line(figures), started)
-    for model, what, advice in alarms(load_run(ctx.run)):
-        if model == f"M{t}":
-            ctx.say(f"M{t} | alarm     | {what}. {advice}")
+    for _, what, advice in (alarm for alarm in alarms(load_run(ctx.run)) if alarm[0] == f"M{t}"):
+        ctx.say(f"M{t} | alarm     | {what}. {advice}")
 
 
 # ---- the main flow ----
@@ -309,7 +309,7 @@ def self_reward(ctx: Context, base: GPT | None) -> None:
             continue                                                # this trip was made by an earlier, stopped run
         master = load(run / f"M{t}", device=ctx.device)
         model = sampling_copy(master, ctx.dtype)                    # M_t
-        examine(ctx, model, t)
+        examine(ctx, master, model, t)
         if t <= c.iters:
             prompts = ask(ctx, model, t)                            # {x_i}
             candidates = answer(ctx, model, prompts, t)             # {y_i^1..N}

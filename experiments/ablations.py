@@ -1,92 +1,177 @@
 """experiments/ablations.py: every switch of the method, one at a time, over several seeds of the toy -> one table and one figure.
 
     python experiments/ablations.py --seeds 5                       # all rows; docs/ablations.md, .json and .svg
-    python experiments/ablations.py --seeds 3 --only default,ipo    # some rows
+    python experiments/ablations.py --seeds 3 --only "IPO;meta"      # some rows
 
-Each row is the default run with one setting changed. A run is a process of `python train.py`, its files in
-runs/ab-ROW-sSEED; a finished one is not run again, so a sweep that was stopped goes on. Times mean nothing here: runs go
-side by side on one thread each.
+Each row is the default run with one setting changed, a process of `python train.py` with its files in runs/ab-ROW-sSEED. What
+a setting cannot touch is not made again: a row starts from the files of the default run of its seed, up to the stage that
+its setting changes (every stage is a function of settings and files, so the result is the same). A finished run is not
+run again, so a sweep that was stopped goes on. Times of single runs mean nothing here: they go side by side on one thread each.
 """
 import argparse
 import json
 import os
+import shutil
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from html import escape
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
-from report import STYLE, chart  # noqa: E402
-from seeds import one_run, summarise  # noqa: E402
+from seeds import interval, one_run, summarise  # noqa: E402
 
+# What a row takes from the default run of its seed, one after the other; a number says how many of these.
+STEPS = (("M1", "sft.jsonl", "t0"), ("exam/M1.jsonl", "exam/rewards-M1.jsonl", "metrics.jsonl", "t1/prompts.jsonl"),
+         ("t1/responses.jsonl",), ("t1/verdicts.jsonl",))
 ROWS = {
-    "default": [],
-    "plain DPO": ["--nll", "0"],
-    "no replay": ["--replay", "0"],
-    "plain DPO, no replay": ["--nll", "0", "--replay", "0"],
-    "reference M_1": ["--ref", "seed"],
-    "IPO": ["--loss", "ipo"],
-    "label smoothing 0.1": ["--label-smoothing", "0.1"],
-    "CREAM": ["--cream"],
-    "length control 0.2": ["--length-control", "0.2"],
-    "SFT on the best": ["--positive-only"],
-    "meta": ["--meta"],
-    "K = 1": ["--k", "1"],
-    "N = 8": ["--n", "8"],
-    "frozen judge M_0": ["--judge-model", str(ROOT / "seed")],
-    "oracle as judge": ["--judge-model", "oracle"],
-    "no judge data": ["--no-eft"],
+    "default": (0, []),
+    "plain DPO": (4, ["--nll", "0"]),
+    "no replay": (4, ["--replay", "0"]),
+    "plain DPO, no replay": (4, ["--nll", "0", "--replay", "0"]),
+    "reference M_1": (4, ["--ref", "seed"]),
+    "IPO": (4, ["--loss", "ipo"]),
+    "label smoothing 0.1": (4, ["--label-smoothing", "0.1"]),
+    "CREAM": (4, ["--cream"]),
+    "length control 0.2": (4, ["--length-control", "0.2"]),
+    "SFT on the best": (4, ["--positive-only"]),
+    "meta": (4, ["--meta"]),
+    "meta, no replay": (4, ["--meta", "--replay", "0"]),
+    "K = 1": (1, ["--k", "1"]),
+    "frozen judge M_1": (3, ["--judge-model", "runs/ab-default-s{seed}/M1"]),
+    "oracle as judge": (3, ["--judge-model", "oracle"]),
+    "expected scores": (1, ["--judge", "expected"]),
+    "no judge data": (0, ["--no-eft"]),
+    "500 seed examples": (0, ["--seed-limit", "500"]),
+    "500 seed examples, no replay": (0, ["--seed-limit", "500", "--replay", "0"]),
 }
-SHOWN = (("perfect", "perfect, %", 100, 1), ("judge_pairwise", "judge", 1, 3), ("pairs", "pairs", 1, 0))
+# key in metrics.jsonl, heading, scale, digits
+SHOWN = (("true_score", "true score", 1, 2), ("perfect", "perfect, %", 100, 1), ("self_score", "self-score", 1, 2),
+         ("judge_pairwise", "judge, pairwise", 1, 3), ("pairs", "pairs from 1,024 prompts", 1, 0))
 
 
-def cell(figure: dict | None, scale: float, digits: int) -> str:
+# ---- runs ----
+def name_of(row: str, seed: int) -> str:
+    return f"ab-{row.replace(' ', '-').replace(',', '').replace('=-', '').replace('.', '')}-s{seed}"
+
+
+def inherit(run: Path, default: Path, steps: int) -> None:
+    """Copies what the row shares with the default run; a run that has begun is left alone."""
+    if run.exists():
+        return
+    for path in (p for step in STEPS[:steps] for p in step):
+        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        if path == "metrics.jsonl":                                 # of the default run's models only the first is shared
+            (run / path).write_text((default / path).read_text().splitlines(keepends=True)[0])
+        else:
+            (shutil.copytree if (default / path).is_dir() else shutil.copy)(default / path, run / path)
+
+
+def one(row: str, seed: int) -> list[dict]:
+    steps, settings = ROWS[row]
+    if steps:
+        inherit(Path("runs") / name_of(row, seed), Path("runs") / name_of("default", seed), steps)
+    return one_run(name_of(row, seed).removesuffix(f"-s{seed}"), seed, [s.format(seed=seed) for s in settings], 1, may_end_early=True)
+
+
+# ---- the table ----
+def cell(figure: dict | None, scale: float, digits: int, *, sign: str = "") -> str:
     if figure is None:
         return "-"
     half = "" if figure["half"] is None else f" ± {figure['half'] * scale:.{digits}f}"
-    return f"{figure['mean'] * scale:.{digits}f}{half}"
+    return f"{figure['mean'] * scale:{sign}.{digits}f}{half}"
 
 
-def markdown(found: dict[str, list[dict]]) -> str:
-    models = [row["model"] for row in next(iter(found.values()))]
-    parts = []
+def against_default(runs: dict[str, list[list[dict]]], row: str, key: str) -> dict | None:
+    """The last model's figure minus that of the default run of the same seed; None where a run has no such model."""
+    both = [(own[-1].get(key), base[-1].get(key)) for own, base in zip(runs[row], runs["default"]) if len(own) == len(base)]
+    both = [(a, b) for a, b in both if None not in (a, b)]
+    return interval([a - b for a, b in both]) if both and row != "default" else None
+
+
+def rise(runs: list[list[dict]], key: str) -> dict | None:
+    """The last model's figure minus M_1's, seed by seed."""
+    both = [(models[-1].get(key), models[0].get(key)) for models in runs if len(models) > 1]
+    return interval([a - b for a, b in both]) if both and all(None not in pair for pair in both) else None
+
+
+def markdown(runs: dict[str, list[list[dict]]]) -> str:
+    """The differences first, then every figure of every model."""
+    found = {row: summarise(of) for row, of in runs.items()}
+    models, parts = max(([r["model"] for r in rows] for rows in found.values()), key=len), []
+    if "default" in runs:
+        parts += [f"**{models[-1]} against the default run of the same seed, and what the judge gained since M1**\n",
+                  "| | true score | perfect, % | self-score | judge, pairwise | judge, M1 to the last |", "|---" * 6 + "|"]
+        keys = [(k, s, d) for k, _, s, d in SHOWN if k != "pairs"]
+        parts += [f"| {row} | " + " | ".join([cell(against_default(runs, row, k), s, d, sign="+") for k, s, d in keys]
+                                             + [cell(rise(of, "judge_pairwise"), 1, 3, sign="+")]) + " |" for row, of in runs.items()]
     for key, title, scale, digits in SHOWN:
         parts += [f"\n**{title}**\n", "| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
-        parts += [f"| {name} | " + " | ".join(cell(row.get(key), scale, digits) for row in rows) + " |" for name, rows in found.items()]
+        for row, rows in found.items():
+            cells = [cell(r.get(key), scale, digits) for r in rows] + ["-"] * (len(models) - len(rows))
+            parts.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
 
 
+# ---- the figure ----
+def panel(title: str, left: int, found: dict[str, list[dict]], key: str) -> str:
+    """One line a row: a hollow point for M1, small ones on the way, a full one with its interval for the last model."""
+    points = [r[key]["mean"] for rows in found.values() for r in rows if key in r]
+    low, high = min(points) - 0.02 * (max(points) - min(points)), max(points) + 0.04 * (max(points) - min(points))
+    x = lambda v: left + 300 * (min(max(v, low), high) - low) / (high - low)
+    parts = [f'<text x="{left + 150}" y="18" text-anchor="middle" class="head">{escape(title)}</text>']
+    for tick in (low + (high - low) * k / 4 for k in range(5)):
+        parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="26" y2="{34 + 22 * len(found)}" class="grid"/>'
+                     f'<text x="{x(tick):.1f}" y="{48 + 22 * len(found)}" text-anchor="middle">{tick:.2f}</text>')
+    for number, rows in enumerate(found.values()):
+        y, last = 44 + 22 * number, rows[-1].get(key)
+        if last and last["half"] is not None and len(rows) > 1:
+            parts.append(f'<line x1="{x(last["mean"] - last["half"]):.1f}" x2="{x(last["mean"] + last["half"]):.1f}" y1="{y}" y2="{y}" class="bar"/>')
+        for place, r in enumerate(rows):
+            if key in r:
+                kind, size = ("first", 4) if place == 0 else ("last", 5) if place == len(rows) - 1 else ("way", 2.5)
+                parts.append(f'<circle cx="{x(r[key]["mean"]):.1f}" cy="{y}" r="{size}" class="{kind}"><title>{r["model"]} {r[key]["mean"]:.3f}</title></circle>')
+    return "".join(parts)
+
+
 def figure(found: dict[str, list[dict]]) -> str:
-    """Perfect answers at the last model of every row, as a page of one chart a row against the default."""
-    line = lambda rows, key: [(t, r[key]["mean"], r[key]["mean"] - r[key]["half"], r[key]["mean"] + r[key]["half"])
-                              for t, r in enumerate(rows, 1) if key in r and r[key]["half"] is not None]
-    base = found["default"]
-    drawn = [chart(f"{name}: {title}", {"default": line(base, key), name: line(rows, key)})
-             for name, rows in found.items() if name != "default" for key, title in (("perfect", "perfect"), ("judge_pairwise", "judge"))]
-    return f'<!doctype html><meta charset="utf-8"><title>Ablations</title><style>{STYLE}</style><h1>Ablations</h1><div class="grid">{"".join(drawn)}</div>\n'
+    names = "".join(f'<text x="196" y="{48 + 22 * i}" text-anchor="end">{escape(name)}</text>' for i, name in enumerate(found))
+    style = ("text{font:12px system-ui,sans-serif;fill:#444}.head{font-weight:600}.grid{stroke:#ddd}.bar{stroke:#0b62c4;stroke-width:2}"
+             ".first{fill:none;stroke:#888;stroke-width:1.5}.way{fill:#7fb2ea}.last{fill:#0b62c4}"
+             "@media(prefers-color-scheme:dark){text{fill:#bbb}.grid{stroke:#333}.bar{stroke:#6cb0ff}.last{fill:#6cb0ff}.way{fill:#3d6a9c}}")
+    height = 60 + 22 * len(found)
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}"><style>{style}</style>{names}'
+            f'{panel("true score: M1 (hollow) to the last", 210, found, "true_score")}'
+            f'{panel("judge, pairwise accuracy", 550, found, "judge_pairwise")}</svg>\n')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Every switch of the method over several seeds.", allow_abbrev=False)
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1 [%(default)s]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each [%(default)s]")
-    parser.add_argument("--only", help="comma-separated rows; without it, all")
-    parser.add_argument("--out", default=str(ROOT / "docs"), help="where ablations.md, .json and .html go")
+    parser.add_argument("--only", help="rows, separated by semicolons; without it, all")
+    parser.add_argument("--out", default=str(ROOT / "docs"), help="where ablations.md, .json and .svg go")
     args = parser.parse_args()
-    names = args.only.split(",") if args.only else list(ROWS)
+    names = args.only.split(";") if args.only else list(ROWS)
     if unknown := [n for n in names if n not in ROWS]:
-        sys.exit(f"no row named {unknown[0]}; there are {', '.join(ROWS)}")
-    work = [(name, seed) for name in names for seed in range(args.seeds)]
+        sys.exit(f"no row named {unknown[0]}; there are {'; '.join(ROWS)}")
+    started, rows = time.time(), ["default", *(n for n in names if n != "default")]          # the others start from its files
+    runs: dict[str, list[list[dict]]] = {}
     with ThreadPoolExecutor(args.jobs) as pool:
-        runs = list(pool.map(lambda w: one_run(f"ab-{w[0].replace(' ', '-').replace(',', '')}", w[1], ROWS[w[0]], 1), work))
-    found = {name: summarise([run for (n, _), run in zip(work, runs) if n == name]) for name in names}
-    out = Path(args.out)
-    (out / "ablations.json").write_text(json.dumps({"seeds": args.seeds, "rows": {n: ROWS[n] for n in names}, "summary": found}, indent=1) + "\n")
-    (out / "ablations.md").write_text(markdown(found))
-    if "default" in found:
-        (out / "ablations.html").write_text(figure(found))
-    print(markdown(found))
+        for batch in ([rows[0]], rows[1:]):
+            work = [(row, seed) for row in batch for seed in range(args.seeds)]
+            for (row, _), models in zip(work, pool.map(lambda w: one(*w), work)):
+                runs.setdefault(row, []).append(models)
+                if len(runs[row]) == args.seeds:
+                    print(f"{(time.time() - started) / 60:5.1f} min  {row}", file=sys.stderr, flush=True)
+    out, found = Path(args.out), {row: summarise(of) for row, of in runs.items()}
+    record = {"seeds": args.seeds, "minutes": round((time.time() - started) / 60, 1), "rows": {r: ROWS[r][1] for r in rows}, "summary": found, "runs": runs}
+    (out / "ablations.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / "ablations.md").write_text(markdown(runs))
+    (out / "ablations.svg").write_text(figure(found))
+    print(markdown(runs))
 
 
 if __name__ == "__main__":

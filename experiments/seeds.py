@@ -21,10 +21,13 @@ T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 
 KEYS = ("perfect", "true_score", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "seconds")
 
 
-def one_run(name: str, seed: int, extra: list[str], threads: int | None) -> list[dict]:
+def one_run(name: str, seed: int, extra: list[str], threads: int | None, *, may_end_early: bool = False) -> list[dict]:
+    """The rows of the table of one run; with `may_end_early` also of one that found no pair and stopped with a sentence (exit code 2)."""
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     command = [sys.executable, str(ROOT / "train.py"), "--json", "--run", f"{name}-s{seed}", "--seed", str(seed), *extra]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    if may_end_early and done.returncode == 2 and "no preference pair" in done.stderr:
+        return [json.loads(line) for line in Path(f"runs/{name}-s{seed}/metrics.jsonl").read_text().splitlines()]
     if done.returncode:
         sys.exit(f"seed {seed} ended with code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
     return json.loads(done.stdout)["models"]
@@ -36,9 +39,11 @@ def interval(values: list[float]) -> dict:
 
 
 def summarise(runs: list[list[dict]]) -> list[dict]:
+    """One row a model: of every figure the mean over the seeds that have it, with its interval."""
     rows = []
     for models in zip(*runs):
-        found = {k: [m[k] for m in models if m.get(k) is not None] for k in KEYS}
+        keys = [k for k, v in models[0].items() if isinstance(v, (int, float)) and k != "t" or v is None]
+        found = {k: [m[k] for m in models if m.get(k) is not None] for k in keys}
         rows.append({"model": models[0]["model"], **{k: interval(v) for k, v in found.items() if v}})
     return rows
 

@@ -101,8 +101,8 @@ def test_rewards_are_those_of_the_run(folder):
 
 
 # ---- alarms ----
-def made(models: list[dict], scores: list[float] = (3.0, 4.0), dpo: list[dict] = (), texts=("a b c d", "e f g h")) -> Run:
-    trip = {"prompts": [], "pairs": [], "dpo": list(dpo),
+def made(models: list[dict], scores: list[float] = (3.0, 4.0), texts=("a b c d", "e f g h")) -> Run:
+    trip = {"prompts": [], "pairs": [], "dpo": [],
             "responses": [{"id": i, "sample": 0, "response": t, "finished": True} for i, t in enumerate(texts)],
             "verdicts": [{"id": i, "sample": 0, "vote": 0, "text": "", "score": s} for i, s in enumerate(scores)]}
     return Run("x", {"n_prompts": 2, "seed": 0}, {}, [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)], [], [], {}, {1: trip})
@@ -113,7 +113,8 @@ CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 
 
 @pytest.mark.parametrize("changed, more, says", [
     ({}, {"scores": [5.0, 5.0]}, "saturation"), ({"judge_pairwise": 0.8}, {}, "drift"), ({"mean_length": 16.0}, {}, "Length"),
-    ({}, {"dpo": [{"chosen_change": -2.0}]}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters")], ids=lambda v: str(v)[:20])
+    ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
+    ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking")], ids=lambda v: str(v)[:20])
 def test_alarms(changed, more, says):
     """Guards against: an alarm that never rings, and one that always does."""
     assert alarms(made([CALM, CALM])) == []

