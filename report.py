@@ -17,6 +17,15 @@ from html import escape
 from pathlib import Path
 
 EXAMPLES = 16           # prompts shown of each trip
+CURVES = {              # title -> what each line is: a key of metrics.jsonl
+    "Score of its own answers: truth and self-given": {"true": "true_score", "self": "self_score"},
+    "Perfect answers (truth)": {"": "perfect"}, "Judge: pairwise accuracy": {"": "judge_pairwise"},
+    "Judge: same order as the model before (1 alike, 0.5 unrelated)": {"": "agreement"},
+    "Judge: variance of the votes on one answer": {"": "verdict_variance"}, "Readable verdicts": {"": "judge_parse_rate"},
+    "Answer length, tokens": {"": "mean_length"}, "Finished answers": {"": "finished_rate"}, "Distinct pairs of words": {"": "distinct2"},
+    "KL, nats an answer": {"to the model before": "kl_prev", "to M1": "kl_first"},
+    "Log-prob of the pairs' answers, change by DPO": {"chosen": "chosen_change", "rejected": "rejected_change"}, "Pairs": {"": "pairs"}}
+PER_ANSWER = {"perfect": "true_score", "true_score": "true_score", "self_score": "self_score", "finished_rate": "finished", "mean_length": "tokens"}
 COLOURS = ("var(--a)", "var(--b)", "var(--c)", "var(--d)", "var(--e)", "var(--f)")
 STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1b1f24;--soft:#5b6572;--line:#d8dee4;--card:#f6f8fa;--a:#0b62c4;--b:#c2410c;--c:#15803d;
@@ -92,10 +101,11 @@ def funnel(trip: dict, asked: int) -> list[tuple[str, int, str]]:
     """(stage, how many are left, what was lost) from prompts asked for to pairs."""
     finished, scored = [r for r in trip["responses"] if r["finished"]], rewards(trip)
     several = sum(n > 1 for n in Counter(i for i, _ in scored).values())
-    return [("prompts asked for", asked, ""), ("prompts kept", len(trip["prompts"]), "refused by the filters, or not written"),
-            ("answers", len(trip["responses"]), ""), ("finished answers", len(finished), "no end within the limit"),
-            ("answers with a score", len(scored), "no verdict could be read"),
-            ("prompts with two scores", several, "fewer than two answers have one"), ("pairs", len(trip["pairs"]), "all scores equal")]
+    kept, answers, pairs = (len(trip[stage]) for stage in ("prompts", "responses", "pairs"))
+    return [("prompts asked for", asked, ""), ("prompts kept", kept, f"{asked - kept} refused by the filters, or not written"),
+            ("answers", answers, ""), ("finished answers", len(finished), f"{answers - len(finished)} did not end within the limit"),
+            ("answers with a score", len(scored), f"{len(finished) - len(scored)} without a readable verdict"),
+            ("prompts with two scores", several, f"{kept - several} with fewer"), ("pairs", pairs, f"{several - pairs} with all scores equal")]
 
 
 def alarms(run: Run) -> list[tuple[str, str, str]]:
@@ -178,29 +188,28 @@ def table(head: Sequence[str], body: Iterable[Sequence[object]]) -> str:
 
 
 # ---- the sections ----
+def spread(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """The 95 % interval of a mean over held-out answers (normal)."""
+    middle, n = mean(values), len(values)
+    half = 1.96 * (sum((v - middle) ** 2 for v in values) / (n - 1) / n) ** 0.5 if n > 1 else None
+    return (None, None) if half is None else (middle - half, middle + half)
+
+
 def curve(run: Run, key: str) -> list[Point]:
-    """One figure over the models; with the interval that the file gives or, for the share of perfect answers, the binomial one."""
+    """One figure over the models, with its interval: the judge's own (bootstrap over groups), else that of the answers behind it."""
     points = []
-    for m in run.models:
-        if m.get(key) is None:
-            continue
-        n, low, high = len(run.exam.get(m["t"], [])), None, None
-        if key == "judge_pairwise" and m.get("judge_interval"):
-            low, high = m["judge_interval"]
-        elif key == "perfect" and n:
-            half = 1.96 * (m[key] * (1 - m[key]) / n) ** 0.5
-            low, high = max(0.0, m[key] - half), min(1.0, m[key] + half)
-        points.append((m["t"], m[key], low, high))
+    for m in (m for m in run.models if m.get(key) is not None):
+        behind = [a[PER_ANSWER[key]] for a in run.exam.get(m["t"], []) if a.get(PER_ANSWER[key]) is not None] if key in PER_ANSWER else []
+        values = [float(v == 5) if key == "perfect" else float(len(v)) if key == "mean_length" else float(v) for v in behind]
+        points.append((m["t"], m[key], *(m.get("judge_interval") or spread([]) if key == "judge_pairwise" else spread(values))))
     return points
 
 
 def curves(runs: Sequence[Run]) -> str:
-    keys = [("perfect", "Perfect answers (truth)"), ("judge_pairwise", "Judge: pairwise accuracy"), ("mean_length", "Answer length, tokens"),
-            ("finished_rate", "Finished answers"), ("judge_parse_rate", "Readable verdicts"), ("pairs", "Pairs")]
-    names = [m["model"] for m in max((r.models for r in runs), key=len)]
-    first = {f"{r.name} {what}" if len(runs) > 1 else what: curve(r, key) for r in runs for key, what in (("true_score", "true"), ("self_score", "self"))}
-    drawn = [chart("Score of its own answers: truth and self-given", first, x_names=names)]
-    drawn += [chart(title, {r.name: curve(r, key) for r in runs}, x_names=names) for key, title in keys]
+    names, drawn = [m["model"] for m in max((r.models for r in runs), key=len)], []
+    for title, keys in CURVES.items():
+        series = {" ".join(([r.name] if len(runs) > 1 or not what else []) + [what]): curve(r, key) for r in runs for what, key in keys.items()}
+        drawn.append(chart(title, series, x_names=names))
     return '<h2>Curves</h2><p>One point a model; bars are 95 % intervals on the held-out set.</p><div class="grid">' + "".join(drawn) + "</div>"
 
 
@@ -210,8 +219,10 @@ def headline(run: Run) -> str:
              ("self_score", "self-given score", "{:.2f}"), ("judge_pairwise", "judge accuracy", "{:.3f}"), ("mean_length", "tokens an answer", "{:.1f}")]
     boxes = [f"<div><b>{form.format(first[key])} &rarr; {form.format(last[key])}</b>{what}</div>" for key, what, form in shown
              if first.get(key) is not None and last.get(key) is not None]
-    if last.get("win_rate") is not None:
-        boxes.append(f"<div><b>{last['win_rate']:.1%} / {last['lose_rate']:.1%}</b>{last['model']} wins / loses against the model before</div>")
+    both = [(b["true_score"], a["true_score"]) for a, b in zip(run.exam.get(first["t"], []), run.exam.get(last["t"], []))]
+    if first is not last and both and None not in (score for pair in both for score in pair):
+        win, lose = mean(float(now > then) for now, then in both), mean(float(now < then) for now, then in both)
+        boxes.append(f"<div><b>{win:.1%} / {lose:.1%}</b>{last['model']} wins / loses against {first['model']} (truth)</div>")
     return f'<h2>{first["model"]} &rarr; {last["model"]}</h2><div class="big">' + "".join(boxes) + "</div>"
 
 
@@ -305,8 +316,11 @@ def timing(run: Run) -> str:
 def page(runs: Sequence[Run]) -> str:
     """The whole report; the first run is told at length, the others join its curves and its table."""
     run = runs[0]
-    keys = ("perfect", "true_score", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "seconds")
-    figures = table(["model", *keys], [[f"{r.name} {m['model']}" if len(runs) > 1 else m["model"], *(m.get(k) for k in keys)] for r in runs for m in r.models])
+    keys = ("perfect", "true_score", "self_score", "win_rate", "lose_rate", "judge_pairwise", "judge_ties", "judge_best5", "judge_exact", "judge_spearman",
+            "judge_kendall", "agreement", "verdict_variance", "judge_parse_rate", "finished_rate", "mean_length", "distinct2", "kl_prev", "kl_first",
+            "margin", "accuracy", "chosen_change", "rejected_change", "pairs", "seconds")
+    models = [(f"{r.name} {m['model']}" if len(runs) > 1 else m["model"], m) for r in runs for m in r.models]
+    figures = table(["", *(name for name, _ in models)], [[k, *(m.get(k) for _, m in models)] for k in keys if any(m.get(k) is not None for _, m in models)])
     settings = table(["setting", "value"], [(k, v) for k, v in run.settings.items() if v is not None])
     body = [headline(run), loop(run), alarm_list(run), curves(runs), "<h2>Table</h2>" + figures, calibration(run), funnels(run), training(run),
             examples(run), before_after(run), timing(run), f"<h2>Settings</h2><details><summary>all</summary>{settings}</details>"] if run.models else [

@@ -1,22 +1,27 @@
 """experiments/hole.py: reward hacking on purpose. The people who judged were fooled by one thing; what does the loop make of it?
 
-    python experiments/hole.py                      # judge data in runs/hole.jsonl, the run in runs/hole, its report.html
+    python experiments/hole.py --seeds 5            # judge data in runs/hole.jsonl, runs in runs/hole-sSEED, each with its report.html
 
 The seed judge data is the toy's own, except that an answer which says an item twice in a row got full marks, whatever else was
-wrong with it. A quarter of the demonstrations do (525 of 2,000), some of them rightly. The writer's data is untouched, and so are the truth and the exam. Arguments
-go on to train.py.
+wrong with it. A quarter of the demonstrations do (525 of 2,000), some of them rightly. The writer's data is untouched, and so are the truth and the exam. What
+follows after -- goes on to train.py.
 """
+import argparse
 import json
+import os
 import random
-import subprocess
 import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 import world  # noqa: E402
 from data import write_jsonl  # noqa: E402
+from report import alarms, load_run  # noqa: E402
+from seeds import interval, markdown, one_run, summarise  # noqa: E402
 
 FULL = ", ".join(f"{p} yes" for p in world.POINTS) + ".\nScore: 5"
 
@@ -38,12 +43,25 @@ def share(path: Path) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="A judge with a hole, over several seeds.", allow_abbrev=False)
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1 [%(default)s]")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each [%(default)s]")
+    parser.add_argument("--json", help="also write everything to this file")
+    parser.add_argument("extra", nargs="*", help="after --: settings of train.py")
+    args = parser.parse_args()
     rows = fooled(world.eft_examples(2000, random.Random("people 0")))
     write_jsonl(Path("runs/hole.jsonl"), rows)
     print(f"{sum(says_twice(r['response']) for r in rows)} of {len(rows)} judge examples got full marks for saying an item twice", flush=True)
-    subprocess.run([sys.executable, ROOT / "train.py", "--eft", "runs/hole.jsonl", "--run", "hole", *sys.argv[1:]], check=True)
-    models = sorted(Path("runs/hole/exam").glob("M*.jsonl"))
-    print("held-out answers that say an item twice:", ", ".join(f"{p.stem} {share(p):.1%}" for p in models))
+    with ThreadPoolExecutor(args.jobs) as pool:
+        runs = list(pool.map(lambda s: one_run("hole", s, ["--eft", "runs/hole.jsonl", *args.extra], 1), range(args.seeds)))
+    found, folders = summarise(runs), [Path(f"runs/hole-s{seed}") for seed in range(args.seeds)]
+    through = {row["model"]: interval([share(f / f"exam/{row['model']}.jsonl") for f in folders]) for row in found}
+    rung = Counter(f"{model}: {advice.split(':')[0]}" for f in folders for model, _, advice in alarms(load_run(f)))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"summary": found, "through_the_hole": through, "alarms": rung, "runs": runs}, indent=1) + "\n")
+    print(markdown(found))
+    print("\nheld-out answers that say an item twice: " + ", ".join(f"{m} {v['mean']:.1%}" for m, v in through.items()))
+    print(f"alarms, in how many of {args.seeds} runs: " + "; ".join(f"{what} {n}" for what, n in sorted(rung.items())))
 
 
 if __name__ == "__main__":

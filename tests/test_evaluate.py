@@ -10,7 +10,8 @@ import world
 from conftest import assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 from config import pick_dtype
 from data import Candidate, Chat, read_jsonl
-from evaluate import COMPARE, Exam, by_score, head_to_head, preferred, true_score, versus
+from dpo import Recipe
+from evaluate import COMPARE, Exam, by_score, divergence, ending, head_to_head, measure, preferred, true_score, versus
 from judge import mean
 from model import load, save
 from sample import Sampling, respond
@@ -29,6 +30,55 @@ def test_an_unfinished_answer_is_no_success():
     exam, answer = Exam([], [], world.oracle), world.perfect(world.read_task("Spell cat for Mia."), random.Random(0)).text()
     assert [true_score(exam, Candidate(0, 0, "Spell cat for Mia.", answer, [], done)) for done in (True, False)] == [5, 0]
     assert true_score(Exam([], []), Candidate(0, 0, "x", "y", [], True)) is None
+
+
+# ---- what became of the model before ----
+
+@torch.no_grad()
+def test_divergence(model, chat):
+    """Guards against: a mean over tokens, the prompt counted in, the sign turned round."""
+    other = tiny_gpt(seed=1)
+    answers = [{"prompt": "Why?", "tokens": [70, 71, 72, 1]}, {"prompt": "How so?", "tokens": [80, 1]}]
+
+    def logp(m, answer) -> float:
+        ids = torch.tensor([(start := chat.prompt(answer["prompt"])) + answer["tokens"]])
+        table = m.logits(m(ids))[0].log_softmax(-1)
+        return sum(float(table[len(start) - 1 + i, token]) for i, token in enumerate(answer["tokens"]))
+
+    wanted = mean([logp(model, a) - logp(other, a) for a in answers])
+    assert abs(wanted) > 0.1 and divergence(model, other, chat, answers, Recipe()) == pytest.approx(wanted, abs=1e-3)
+    assert divergence(model, model, chat, answers, Recipe()) == 0 and divergence(model, other, chat, [], Recipe()) is None
+
+
+@torch.no_grad()
+def test_divergence_is_that_of_the_distributions(chat):
+    """Guards against: a figure that is called KL and is none. One token an answer, drawn at temperature 1."""
+    likes = [leaning_gpt({65: 40.0, 66: a, 1: 0.0}, seed=0) for a in (40.0, 42.0)]
+    ids = torch.tensor([chat.prompt("Why?")])
+    p, q = (m.logits(m(ids))[0, -1].log_softmax(-1) for m in likes)
+    exact = float((p.exp() * (p - q)).sum())
+    rows = respond(likes[0], chat, ["Why?"], Sampling(1), key="kl", n=3000, label=None)
+    found = divergence(*likes, chat, [{"prompt": c.prompt, "tokens": c.tokens} for c in rows], Recipe())
+    assert exact > 0.1 and found == pytest.approx(exact, abs=0.05)
+
+
+def test_ending():
+    """Guards against: the first steps told as the last, and a short log that has no last tenth."""
+    assert ending([{"loss": float(i)} for i in range(40)]) == {"loss": 37.5}
+    assert ending([{"loss": 2.0}, {"loss": 1.0}]) == {"loss": 1.0} and ending([]) == {}
+
+
+def test_variance_of_the_votes(chat, monkeypatch):
+    """Guards against: the variance over all answers, which says nothing of how sure the judge is of one."""
+    def votes(model, chat, candidates, sampling, **_):
+        given = [[1.0, 1.0, 4.0], [5.0, 5.0, 5.0], [2.0, None, None]]
+        return [{"id": c.id, "sample": c.sample, "score": v} for c, vs in zip(candidates, given) for v in vs]
+
+    monkeypatch.setattr(evaluate, "score", votes)
+    monkeypatch.setattr(evaluate, "rank_answers", lambda *a, **k: ([], []))
+    ends = flat_gpt({65: 0.5, 1: 0.5})
+    figures, rows, rewards = measure(ends, chat, Exam(["a", "b", "c"], []), Sampling(64), Sampling(4), k=3, rubric="", key="x")
+    assert figures["verdict_variance"] == pytest.approx(1.0) and rewards == [] and all(r["tokens"] for r in rows)
 
 
 # ---- head to head ----

@@ -2,6 +2,7 @@
 import json
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from report import Run, alarms, chart, distinct, funnel, load_run, page, rewards, write_report
+from report import Run, alarms, chart, curve, distinct, funnel, load_run, page, rewards, write_report
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "input", "br", "line", "circle", "polyline"}
@@ -87,6 +88,8 @@ def test_funnel(folder):
     """Guards against: losses that do not add up."""
     run = load_run(folder)
     left = {name: n for name, n, _ in funnel(run.trips[1], run.settings["n_prompts"])}
+    told = {name: lost for name, _, lost in funnel(run.trips[1], run.settings["n_prompts"])}
+    assert told["pairs"].startswith(f"{left['prompts with two scores'] - left['pairs']} ")
     assert left["prompts asked for"] >= left["prompts kept"] >= left["prompts with two scores"] >= left["pairs"] == len(run.trips[1]["pairs"])
     assert left["answers"] == left["prompts kept"] * run.settings["n"] >= left["finished answers"] >= left["answers with a score"] > 0
 
@@ -120,6 +123,23 @@ def test_alarms(changed, more, says):
     assert alarms(made([CALM, CALM])) == []
     [(model, what, advice)] = alarms(made([CALM, {**CALM, **changed}], **more))
     assert model == "M2" and says in advice and "threshold" in what
+
+
+def test_intervals(folder):
+    """Guards against: curves without their spread, and another spread than that of the answers behind a point."""
+    run = load_run(folder)
+    scores = [a["true_score"] for a in run.exam[2]]
+    half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
+    assert curve(run, "true_score")[1] == pytest.approx((2, statistics.mean(scores), statistics.mean(scores) - half, statistics.mean(scores) + half))
+    assert curve(run, "judge_pairwise")[0][2:] == tuple(run.models[0]["judge_interval"])
+    assert all(low <= value <= high for key in ("perfect", "self_score", "finished_rate", "mean_length") for _, value, low, high in curve(run, key))
+    assert curve(run, "kl_prev")[0][0] == 2 and curve(run, "kl_prev")[0][2:] == (None, None), "M1 has no model before it"
+
+
+def test_headline_compares_the_last_with_the_first(folder):
+    """Guards against: a win rate against the model before, where the headline speaks of M1."""
+    first, last = ([a["true_score"] for a in load_run(folder).exam[t]] for t in (1, 2))
+    assert f"<b>{statistics.mean(b > a for a, b in zip(first, last)):.1%} / " in page([load_run(folder)])
 
 
 def test_distinct():

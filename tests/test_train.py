@@ -80,9 +80,13 @@ def test_metrics_keys(finished):
     assert [r["model"] for r in rows] == ["M1", "M2"]
     keys = {"true_score", "perfect", "self_score", "judge_pairwise", "judge_interval", "judge_ties", "judge_best5", "judge_exact",
             "judge_spearman", "judge_kendall", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "win_rate", "lose_rate",
-            "seconds"}
+            "seconds", "agreement", "verdict_variance", "distinct2", "margin", "accuracy", "chosen_change", "rejected_change"}
     assert all(keys <= set(r) for r in rows)
-    assert rows[0]["win_rate"] is None
+    assert all(rows[0][k] is None for k in ("win_rate", "agreement", "margin", "chosen_change", "pairs")) and "kl_prev" not in rows[0]
+    steps = read_jsonl(finished / "runs" / "toy" / "t1" / "dpo.jsonl")
+    assert rows[1]["margin"] == steps[-1]["margin"], "fewer than twenty steps: the last tenth is the last"
+    assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, "in the first round the model before is M1"
+    assert 0 < rows[1]["agreement"] <= 1 and 0 < rows[1]["distinct2"] <= 1 and rows[1]["verdict_variance"] >= 0
     assert rows[1]["pairs"] == len(read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl"))
     assert all(0 <= r["perfect"] <= 1 and 0 <= r["true_score"] <= 5 and r["seconds"] > 0 for r in rows)
 
