@@ -119,6 +119,8 @@ def parse() -> tuple[Config, argparse.Namespace]:
         raise UserError("the toy world brings its own ranked answers; --ranked and --oasst are for real models (--model DIR).")
     if not toy and config.judge_model == "oracle":
         raise UserError("the oracle knows only the toy world; --judge-model takes a Hugging Face directory.")
+    if config.cream and config.judge_model:
+        raise UserError("--cream compares the rankings of M_t and of M_t-1, so the model must judge itself; leave out --judge-model.")
     for other in {config.prompt_writer, config.judge_model} - {None, "oracle"}:
         Chat(other)                             # a wrong directory should not be found out after an hour
     return config, extra

@@ -1,6 +1,7 @@
-"""evaluate.py: truth and comparison, read-only. What is measured here is shown to people and feeds nothing back.
+"""evaluate.py: truth and comparison, read-only. What is measured here is shown to people; only CREAM learns from one of it, `agreement`.
 
-In: a model and an `Exam` of prompts and ranked answers that training never saw.  Out: one dict of figures a model.
+In: a model, an `Exam` of prompts and ranked answers that training never saw, and what the models before it wrote there.
+Out: one dict of figures a model.
 Missing is None: a real run has no oracle, so it has no true score.
 
     python evaluate.py runs/NAME/M4 runs/NAME/M1 --judge runs/NAME/M1 --prompts runs/NAME/exam/M1.jsonl     # head to head
@@ -16,7 +17,6 @@ from data import Candidate, Chat, Example, Pair, UserError, read_own, read_promp
 from dpo import Recipe, reference_logps
 from judge import alternatives, attach, interval, judge_figures, kendall, mean, rank_answers, read_rubric, score
 from model import GPT, load
-from report import distinct
 from sample import Sampling, next_probs, respond, writer
 
 COMPARE = """Two answers to one request follow. Which one serves the person who asked better? Reply with one letter, A or B.
@@ -54,6 +54,12 @@ def true_score(exam: Exam, candidate: Candidate) -> int | None:
     return exam.truth(candidate.prompt, candidate.response) if candidate.finished else 0
 
 
+def distinct(texts: Sequence[str], n: int = 2) -> float | None:
+    """Distinct n-grams of words over all n-grams: low when the answers repeat themselves (Li et al. 2016)."""
+    grams = [gram for text in texts for words in [text.split()] for gram in zip(*(words[i:] for i in range(n)))]
+    return len(set(grams)) / len(grams) if grams else None
+
+
 def versus(now: Sequence[int | None], before: Sequence[int | None]) -> dict:
     """Share of held-out prompts whose answer is truly better, or worse, than the previous model's; the rest tie."""
     both = [(a, b) for a, b in zip(now, before) if None not in (a, b)]
@@ -84,17 +90,19 @@ def measure(model: GPT, chat: Chat, exam: Exam, answering: Sampling, judging: Sa
 
 
 def agreement(now: Sequence[Sequence[float | None]], before: Sequence[Sequence[float | None]]) -> float | None:
-    """How alike two judges reward the same groups of answers: 1 in the same order, 0.5 unrelated, 0 in the reverse; None where
-    no group has two answers that both could score."""
+    """How alike two judges order the same groups of answers: 1 the same order, 0.5 unrelated, 0 the reverse; None where nobody orders any.
+
+    The mean of (1 + Kendall's tau-b) / 2 over groups; one in which both judges give all answers the same says nothing and is left out.
+    """
     groups = [[both for both in zip(*group) if None not in both] for group in zip(now, before)]
-    tau = mean([kendall(*zip(*g)) for g in groups if len(g) > 1])
+    tau = mean([kendall(*zip(*g)) for g in groups if len({*g}) > 1])
     return None if tau is None else (1 + tau) / 2
 
 
 def divergence(model: GPT, other: GPT, chat: Chat, answers: Sequence[dict], recipe: Recipe) -> float | None:
-    """KL(model || other) in nats an answer: the mean of log p(y) - log p_other(y) over the model's own `answers`, rows of `measure`.
+    """KL(model || other) in nats an answer, estimated: the mean of log p(y) - log p_other(y) over its own `answers`, rows of `measure`.
 
-    Exact in the mean for answers drawn at temperature 1 from the whole vocabulary; a nucleus sees only the likely part.
+    Unbiased for answers drawn at temperature 1 from the whole vocabulary; else it tells of the likely answers, and may fall below 0.
     """
     if not (rows := [[Example(chat.prompt(a["prompt"]), a["tokens"])] for a in answers]):
         return None
@@ -114,13 +122,12 @@ def progress(run: Path, t: int, model: GPT, chat: Chat, answers: Sequence[dict],
     `agreement` is that of the judges M_t and M_{t-1} on the held-out ranked answers; how DPO ended is told as in dpo.jsonl.
     """
     before, log = read_own(run / f"exam/M{t - 1}.jsonl"), ending(read_own(run / f"t{t - 1}/dpo.jsonl"))
-    kl = {f"kl_{name}": divergence(model, load(run / f"M{other}", device=model.device), chat, answers, recipe)
-          for name, other in (("prev", t - 1), ("first", 1)) if t > 1}
+    kl = {s: divergence(model, load(run / f"M{s}", device=model.device), chat, answers, recipe) for s in {t - 1, 1} if t > 1}
     seconds = [row["seconds"] for row in read_own(run / "log.jsonl") if row["t"] == t - 1 and row["stage"] != "exam"]
     return {"pairs": len(read_own(run / f"t{t - 1}/pairs.jsonl")) or None, "seconds": sum(seconds),
             **versus([a["true_score"] for a in answers], [a["true_score"] for a in before]),
             "agreement": agreement(rewards, [row["rewards"] for row in read_own(run / f"exam/rewards-M{t - 1}.jsonl")]),
-            **kl, **{key: log.get(key) for key in ("margin", "accuracy", "chosen_change", "rejected_change")}}
+            "kl_prev": kl.get(t - 1), "kl_first": kl.get(1), **{key: log.get(key) for key in ("margin", "accuracy", "chosen_change", "rejected_change")}}
 
 
 # ---- head to head ----

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import cycle
 from pathlib import Path
 
 EXAMPLES = 16           # prompts shown of each trip
@@ -82,12 +83,6 @@ def mean(values: Iterable[float]) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def distinct(texts: Sequence[str], n: int = 2) -> float | None:
-    """Distinct n-grams of words over all n-grams: low when the answers repeat themselves (Li et al. 2016)."""
-    grams = [gram for text in texts for words in [text.split()] for gram in zip(*(words[i:] for i in range(n)))]
-    return len(set(grams)) / len(grams) if grams else None
-
-
 def rewards(trip: dict) -> dict[tuple[int, int], float]:
     """(id, sample) -> mean readable score; answers that read the same share the votes of the first."""
     texts, votes = {(r["id"], r["sample"]): (r["id"], r["response"]) for r in trip["responses"]}, defaultdict(list)
@@ -98,26 +93,24 @@ def rewards(trip: dict) -> dict[tuple[int, int], float]:
 
 
 def funnel(trip: dict, asked: int) -> list[tuple[str, int, str]]:
-    """(stage, how many are left, what was lost) from prompts asked for to pairs."""
+    """(stage, how many are left, what was lost) from prompts asked for to pairs, as far as the trip has come."""
     finished, scored = [r for r in trip["responses"] if r["finished"]], rewards(trip)
     several = sum(n > 1 for n in Counter(i for i, _ in scored).values())
     kept, answers, pairs = (len(trip[stage]) for stage in ("prompts", "responses", "pairs"))
-    return [("prompts asked for", asked, ""), ("prompts kept", kept, f"{asked - kept} refused by the filters, or not written"),
+    come = 2 + 2 * bool(trip["responses"]) + 2 * bool(trip["verdicts"]) + bool(pairs)
+    return [("prompts asked for", asked, ""), ("prompts kept", kept, f"{asked - kept} too few; the log tells what was refused"),
             ("answers", answers, ""), ("finished answers", len(finished), f"{answers - len(finished)} did not end within the limit"),
             ("answers with a score", len(scored), f"{len(finished) - len(scored)} without a readable verdict"),
-            ("prompts with two scores", several, f"{kept - several} with fewer"), ("pairs", pairs, f"{several - pairs} with all scores equal")]
+            ("prompts with two scores", several, f"{kept - several} with fewer"), ("pairs", pairs, f"{several - pairs} with all scores equal")][:come]
 
 
 def alarms(run: Run) -> list[tuple[str, str, str]]:
     """(model, what happened with value and threshold, what people do about it)."""
     found, first = [], run.models[0] if run.models else {}
     for before, now in zip(run.models, run.models[1:]):
-        t, trip = now["t"], run.trips.get(now["t"] - 1, {})
-        scored = list(rewards(trip).values()) if trip else []
-        full = mean(float(r >= 4.9) for r in scored)
-        texts = [distinct([r["response"] for r in run.trips[k]["responses"]]) for k in (1, t - 1) if k in run.trips]
+        full = mean(float(a["self_score"] >= 4.9) for a in run.exam.get(now["t"], []) if a["self_score"] is not None)
         checks = [
-            (full, lambda v: v > 0.8, "{:.0%} of the answers got 4.9 or more (threshold 80 %)",
+            (full, lambda v: v > 0.8, "{:.0%} of its answers get 4.9 or more (threshold 80 %)",
              "Score saturation: the judge no longer tells answers apart. Use --judge expected, a sharper rubric, or stop here."),
             (change(first, now, "judge_pairwise"), lambda v: v < -0.03, "judge accuracy {:+.3f} since M1 (threshold -0.03)",
              "Judge drift: mix judge examples into DPO (--replay), or lower --dpo-lr."),
@@ -125,8 +118,7 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
              "Length growth: the judge may reward length; compare at equal length (evaluate.py prints it)."),
             (now.get("chosen_change"), lambda v: v < 0, "log-prob of the chosen answers {:+.1f} (threshold 0)",
              "DPO pushes both answers down: add --nll 1, or raise --beta."),
-            (texts[1] / texts[0] if len(texts) == 2 and None not in texts and texts[0] else None, lambda v: v < 0.7,
-             "distinct word pairs in the answers at {:.2f} of M1's (threshold 0.7)",
+            (ratio(first, now, "distinct2"), lambda v: v < 0.7, "distinct pairs of words at {:.2f} of M1's (threshold 0.7)",
              "Collapsing diversity: raise --temperature, or take prompts from people (--prompts)."),
             (ratio(before, now, "pairs"), lambda v: v < 0.5, "pairs at {:.2f} of the round before (threshold 0.5)",
              "Shrinking yield: more answers (--n), --judge expected, or stop: little is left to learn from."),
@@ -172,12 +164,12 @@ def chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] 
              f"{format(v, form)}</text>" for v in (low + (high - low) * k / 3 for k in range(4))]
     ticks = list(enumerate(x_names, 1)) if x_names else [(left, f"{left:.0f}"), (right, f"{right:.0f}")]
     parts += [f'<text x="{x(v):.1f}" y="146" text-anchor="middle">{name}</text>' for v, name in ticks if left <= v <= right]
-    for colour, points in zip(COLOURS, series.values()):
+    for colour, points in zip(cycle(COLOURS), series.values()):
         parts += [f'<line x1="{x(a):.1f}" x2="{x(a):.1f}" y1="{y(c):.1f}" y2="{y(d):.1f}" stroke="{colour}" opacity=".5"/>'
                   for a, _, c, d in points if c is not None and d is not None]
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _, _ in points)}"/>')
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"><title>{b:.4g}</title></circle>' for a, b, _, _ in points if len(points) < 30]
-    keys = "".join(f'<span class="key" style="color:{c}">&#9679; {escape(name)}</span>' for c, name in zip(COLOURS, series)) if len(series) > 1 else ""
+    keys = "".join(f'<span class="key" style="color:{c}">&#9679; {escape(name)}</span>' for c, name in zip(cycle(COLOURS), series)) if len(series) > 1 else ""
     return f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 300 152" role="img">{"".join(parts)}</svg>{keys}</figure>'
 
 
@@ -210,7 +202,7 @@ def curves(runs: Sequence[Run]) -> str:
     for title, keys in CURVES.items():
         series = {" ".join(([r.name] if len(runs) > 1 or not what else []) + [what]): curve(r, key) for r in runs for what, key in keys.items()}
         drawn.append(chart(title, series, x_names=names))
-    return '<h2>Curves</h2><p>One point a model; bars are 95 % intervals on the held-out set.</p><div class="grid">' + "".join(drawn) + "</div>"
+    return '<h2>Curves</h2><p>One point a model; bars are 95 % intervals over the held-out answers or groups, where a figure is a mean of such.</p><div class="grid">' + "".join(drawn) + "</div>"
 
 
 def headline(run: Run) -> str:

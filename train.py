@@ -57,8 +57,7 @@ def gather(config: Config, toy: bool) -> Seeds:
         return Seeds(ift[:limit], eft[:limit], [], [r["prompt"] for r in ift], exam)
     more, groups = read_oasst(c.oasst, lang=c.lang) if c.oasst else ([], [])
     ift, groups = ift + more, (read_ranked(c.ranked) if c.ranked else []) + groups
-    texts = [r["prompt"] for r in ift or groups]
-    if not texts and not c.prompts:
+    if not (ift or groups or c.prompts):
         raise UserError("there is nothing to start from: give --ift, --oasst, --ranked or --prompts.")
     held = lambda row: crc32(row["prompt"].encode()) % 5 == 0
     exam = Exam([r["prompt"] for r in ift or groups if held(r)][:c.exam], [g for g in groups if held(g)][:c.exam])
@@ -100,8 +99,8 @@ class Context:
         """One line for people, and one in log.jsonl."""
         seconds = time.time() - started
         self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
-        with open(self.run / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(json.dumps({"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}) + "\n")
+        log = self.run / "log.jsonl"
+        write_jsonl(log, read_own(log) + [{"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}])
         if stage == "exam" or seconds > 5:                          # the page of a whole toy run takes 0.4 s
             write_report([self.run])
 
@@ -180,8 +179,7 @@ def first_model(ctx: Context, model: GPT, eft: list[dict]) -> None:
     if examples:
         log = sft(model, examples, ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed))
         write_jsonl(ctx.run / "sft.jsonl", log)
-        told = (f"{len(examples) - len(judging)} answers and {len(judging)} verdicts, {len(log)} steps, "
-                f"loss {log[0]['loss']:.3f} > {log[-1]['loss']:.3f}")
+        told = f"{len(examples) - len(judging)} answers and {len(judging)} verdicts, {len(log)} steps, loss {log[0]['loss']:.3f} > {log[-1]['loss']:.3f}"
     save(model, ctx.run / "M1", source=c.model or SEED)
     ctx.tell(0, "sft", told, started)
 
@@ -245,11 +243,13 @@ def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
     return pairs
 
 
-def doubt(ctx: Context, scored: list[Candidate], t: int) -> float:
-    """Label smoothing of CREAM (Wang et al. 2024): how far the rankings of M_t and M_{t-1} differ; M_1 has no one before it."""
+def doubt(ctx: Context, scored: list[Candidate], pairs: list[Pair], t: int) -> float:
+    """Label smoothing of CREAM (Wang et al. 2024): how far M_t and M_{t-1} rank the answers of the pairs' prompts differently; 0 for M_1."""
     if t == 1:
         return 0.0
     before, _ = ctx.writer(ctx.run / f"M{t - 1}", None)
+    asked = {p.chosen.id for p in pairs}
+    scored = [y for y in scored if y.id in asked]
     again = judge(ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before")
     alike = agreement(*([[y.reward for y in group] for _, group in groupby(ys, key=lambda y: y.id)] for ys in (scored, again)))
     return 0.5 if alike is None else 1 - alike
@@ -268,7 +268,7 @@ def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair]
             rows += verdict_pairs(ctx.chat, ctx.rubric, scored, read_own(ctx.run / f"t{t}/verdicts.jsonl")) if c.meta else []
             replay = judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl")) if c.replay else ()
             log = dpo(model, rows, recipe, beta=c.beta, kind=c.loss, nll=c.nll, replay=replay, replay_size=c.replay,
-                      smoothing=doubt(ctx, scored, t) if c.cream else c.label_smoothing,
+                      smoothing=doubt(ctx, scored, pairs, t) if c.cream else c.label_smoothing,
                       ref=load(ctx.run / "M1", device=ctx.device) if c.ref == "seed" else None)
         save(model, folder, source=ctx.run / f"M{t}")
         last, key = ending(log), "loss" if c.positive_only else "dpo_loss"

@@ -3,7 +3,7 @@
     python experiments/ablations.py --seeds 5                       # all rows; docs/ablations.md, .json and .svg
     python experiments/ablations.py --seeds 3 --only "IPO;meta"      # some rows
 
-Each row is the default run with one setting changed, a process of `python train.py` with its files in runs/ab-ROW-sSEED. What
+Each row is the default run with one or two settings changed, a process of `python train.py` with its files in runs/ab-ROW-sSEED. What
 a setting cannot touch is not made again: a row starts from the files of the default run of its seed, up to the stage that
 its setting changes (every stage is a function of settings and files, so the result is the same). A finished run is not
 run again, so a sweep that was stopped goes on. Times of single runs mean nothing here: they go side by side on one thread each.
@@ -58,15 +58,18 @@ def name_of(row: str, seed: int) -> str:
 
 
 def inherit(run: Path, default: Path, steps: int) -> None:
-    """Copies what the row shares with the default run; a run that has begun is left alone."""
+    """Copies what the row shares with the default run, whole or not at all; a run that has begun is left alone."""
     if run.exists():
         return
+    copy = run.with_name(run.name + ".tmp")
+    shutil.rmtree(copy, ignore_errors=True)
     for path in (p for step in STEPS[:steps] for p in step):
-        (run / path).parent.mkdir(parents=True, exist_ok=True)
+        (copy / path).parent.mkdir(parents=True, exist_ok=True)
         if path == "metrics.jsonl":                                 # of the default run's models only the first is shared
-            (run / path).write_text((default / path).read_text().splitlines(keepends=True)[0])
+            (copy / path).write_text((default / path).read_text().splitlines(keepends=True)[0])
         else:
-            (shutil.copytree if (default / path).is_dir() else shutil.copy)(default / path, run / path)
+            (shutil.copytree if (default / path).is_dir() else shutil.copy)(default / path, copy / path)
+    copy.rename(run)
 
 
 def one(row: str, seed: int) -> list[dict]:
@@ -77,11 +80,11 @@ def one(row: str, seed: int) -> list[dict]:
 
 
 # ---- the table ----
-def cell(figure: dict | None, scale: float, digits: int, *, sign: str = "") -> str:
+def cell(figure: dict | None, scale: float, digits: int, *, sign: str = "", seeds: int = 0) -> str:
     if figure is None:
         return "-"
     half = "" if figure["half"] is None else f" ± {figure['half'] * scale:.{digits}f}"
-    return f"{figure['mean'] * scale:{sign}.{digits}f}{half}"
+    return f"{figure['mean'] * scale:{sign}.{digits}f}{half}" + (f" ({figure['n']} of {seeds} seeds)" if seeds and figure["n"] < seeds else "")
 
 
 def against_default(runs: dict[str, list[list[dict]]], row: str, key: str) -> dict | None:
@@ -105,12 +108,12 @@ def markdown(runs: dict[str, list[list[dict]]]) -> str:
         parts += [f"**{models[-1]} against the default run of the same seed, and what the judge gained since M1**\n",
                   "| | true score | perfect, % | self-score | judge, pairwise | judge, M1 to the last |", "|---" * 6 + "|"]
         keys = [(k, s, d) for k, _, s, d in SHOWN if k != "pairs"]
-        parts += [f"| {row} | " + " | ".join([cell(against_default(runs, row, k), s, d, sign="+") for k, s, d in keys]
-                                             + [cell(rise(of, "judge_pairwise"), 1, 3, sign="+")]) + " |" for row, of in runs.items()]
+        parts += [f"| {row} | " + " | ".join([cell(against_default(runs, row, k), s, d, sign="+", seeds=len(of)) for k, s, d in keys]
+                                             + [cell(rise(of, "judge_pairwise"), 1, 3, sign="+", seeds=len(of))]) + " |" for row, of in runs.items()]
     for key, title, scale, digits in SHOWN:
         parts += [f"\n**{title}**\n", "| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
         for row, rows in found.items():
-            cells = [cell(r.get(key), scale, digits) for r in rows] + ["-"] * (len(models) - len(rows))
+            cells = [cell(r.get(key), scale, digits, seeds=len(runs[row]) if key != "pairs" else 0) for r in rows] + ["-"] * (len(models) - len(rows))
             parts.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
 
@@ -118,8 +121,9 @@ def markdown(runs: dict[str, list[list[dict]]]) -> str:
 # ---- the figure ----
 def panel(title: str, left: int, found: dict[str, list[dict]], key: str) -> str:
     """One line a row: a hollow point for M1, small ones on the way, a full one with its interval for the last model."""
-    points = [r[key]["mean"] for rows in found.values() for r in rows if key in r]
-    low, high = min(points) - 0.02 * (max(points) - min(points)), max(points) + 0.04 * (max(points) - min(points))
+    shown = [r[key] for rows in found.values() for r in rows if key in r and len(rows) > 1]         # a row that never learnt sets no scale
+    ends = [f["mean"] + s * (f["half"] or 0) for f in shown for s in (-1, 1)]
+    low, high = min(ends) - 0.01, max(ends) + 0.01
     x = lambda v: left + 300 * (min(max(v, low), high) - low) / (high - low)
     parts = [f'<text x="{left + 150}" y="18" text-anchor="middle" class="head">{escape(title)}</text>']
     for tick in (low + (high - low) * k / 4 for k in range(5)):

@@ -13,10 +13,12 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
 from statistics import mean, stdev
 
 ROOT = Path(__file__).resolve().parent.parent
+# Beyond ten seeds the interval is that of ten, a little too wide.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}      # two-sided, by degrees of freedom
 KEYS = ("perfect", "true_score", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "seconds")
 
@@ -34,17 +36,16 @@ def one_run(name: str, seed: int, extra: list[str], threads: int | None, *, may_
 
 
 def interval(values: list[float]) -> dict:
-    half = T95[len(values) - 1] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": mean(values), "half": half, "min": min(values), "max": max(values)}
+    half = T95.get(len(values) - 1, T95[9]) * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    return {"mean": mean(values), "half": half, "min": min(values), "max": max(values), "n": len(values)}
 
 
 def summarise(runs: list[list[dict]]) -> list[dict]:
     """One row a model: of every figure the mean over the seeds that have it, with its interval."""
     rows = []
-    for models in zip(*runs):
-        keys = [k for k, v in models[0].items() if isinstance(v, (int, float)) and k != "t" or v is None]
-        found = {k: [m[k] for m in models if m.get(k) is not None] for k in keys}
-        rows.append({"model": models[0]["model"], **{k: interval(v) for k, v in found.items() if v}})
+    for t, models in enumerate(zip_longest(*runs, fillvalue={}), 1):
+        keys = {k: None for m in models for k, v in m.items() if isinstance(v, (int, float)) and k != "t"}       # in order
+        rows.append({"model": f"M{t}", **{k: interval([m[k] for m in models if m.get(k) is not None]) for k in keys}})
     return rows
 
 

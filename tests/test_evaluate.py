@@ -11,7 +11,7 @@ from conftest import assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, w
 from config import pick_dtype
 from data import Candidate, Chat, read_jsonl
 from dpo import Recipe
-from evaluate import COMPARE, Exam, by_score, divergence, ending, head_to_head, measure, preferred, true_score, versus
+from evaluate import COMPARE, Exam, by_score, distinct, divergence, ending, head_to_head, measure, preferred, true_score, versus
 from judge import mean
 from model import load, save
 from sample import Sampling, respond
@@ -60,6 +60,10 @@ def test_divergence_is_that_of_the_distributions(chat):
     rows = respond(likes[0], chat, ["Why?"], Sampling(1), key="kl", n=3000, label=None)
     found = divergence(*likes, chat, [{"prompt": c.prompt, "tokens": c.tokens} for c in rows], Recipe())
     assert exact > 0.1 and found == pytest.approx(exact, abs=0.05)
+
+
+def test_distinct():
+    assert distinct(["a b a b"]) == pytest.approx(2 / 3) and distinct(["a"]) is None
 
 
 def test_ending():

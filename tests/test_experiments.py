@@ -25,14 +25,22 @@ def models(*truths: float | None, judge: float = 0.9) -> list[dict]:
 def test_summary_over_seeds():
     """Guards against: standard errors called intervals, and a seed without a figure counted as 0."""
     rows = seeds.summarise([models(3.0, 4.0), models(4.0, 4.0), models(5.0, None)])
-    assert rows[0]["true_score"] == pytest.approx({"mean": 4.0, "half": 4.30 / 3 ** 0.5, "min": 3.0, "max": 5.0})
-    assert rows[1]["true_score"]["mean"] == 4.0 and "win_rate" not in rows[0] and "t" not in rows[0]
+    assert rows[0]["true_score"] == pytest.approx({"mean": 4.0, "half": 4.30 / 3 ** 0.5, "min": 3.0, "max": 5.0, "n": 3})
+    assert rows[1]["true_score"]["mean"] == 4.0 and rows[1]["true_score"]["n"] == 2 and "win_rate" not in rows[0] and "t" not in rows[0]
+
+
+def test_a_seed_that_ended_early_takes_nothing_from_the_others():
+    """Guards against: all runs cut to the shortest, and a mean over three seeds told as one over five."""
+    rows = seeds.summarise([models(3.0, 4.0), models(4.0), models(5.0, 6.0)])
+    assert [r["model"] for r in rows] == ["M1", "M2"] and rows[1]["true_score"]["mean"] == 5.0
+    assert ablations.cell(rows[1]["true_score"], 1, 1, seeds=3).endswith("(2 of 3 seeds)")
+    assert "seeds" not in ablations.cell(rows[0]["true_score"], 1, 1, seeds=3)
 
 
 def test_differences_are_taken_seed_by_seed():
     """Guards against: the spread between seeds, which both settings share, drowning the difference between settings."""
     runs = {"default": [models(3.0, 4.0), models(1.0, 2.0)], "IPO": [models(3.0, 4.5), models(1.0, 2.5)]}
-    assert ablations.against_default(runs, "IPO", "true_score") == pytest.approx({"mean": 0.5, "half": 0.0, "min": 0.5, "max": 0.5})
+    assert ablations.against_default(runs, "IPO", "true_score") == pytest.approx({"mean": 0.5, "half": 0.0, "min": 0.5, "max": 0.5, "n": 2})
     assert ablations.against_default(runs, "default", "true_score") is None
     assert ablations.rise(runs["IPO"], "judge_pairwise")["mean"] == pytest.approx(-0.01)
 
@@ -84,7 +92,12 @@ def test_a_run_without_pairs(monkeypatch, cwd):
         seeds.one_run("x", 0, [], 1, may_end_early=True)
 
 
-def test_the_hole():
-    """Guards against: a judge with no hole, or with one everywhere."""
-    rows = [{"response": "Mia: cat, cat.", "verdict": "v"}, {"response": "Mia: cat, dog, cat.", "verdict": "v"}]
-    assert [r["verdict"] for r in hole.fooled(rows)] == [hole.FULL, "v"]
+def test_judge_data_with_a_hole_is_the_toys_own(cwd):
+    """Guards against: the judge learning on the writer's own demonstrations, or all seeds on the same."""
+    import train
+    from config import TOY, Config
+    own = train.gather(Config(**TOY), True)
+    rows = read_jsonl(hole.judge_data(0))
+    assert [r["response"] for r in rows] == [r["response"] for r in own.eft] != [r["response"] for r in own.ift]
+    assert 400 < sum(a["verdict"] != b["verdict"] for a, b in zip(rows, own.eft)) < sum(hole.says_twice(r["response"]) for r in rows) < 700
+    assert read_jsonl(hole.judge_data(1)) != rows

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT
-from report import Run, alarms, chart, curve, distinct, funnel, load_run, page, rewards, write_report
+from report import Run, alarms, chart, curve, funnel, load_run, page, rewards, write_report
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "input", "br", "line", "circle", "polyline"}
@@ -94,6 +94,19 @@ def test_funnel(folder):
     assert left["answers"] == left["prompts kept"] * run.settings["n"] >= left["finished answers"] >= left["answers with a score"] > 0
 
 
+@pytest.mark.parametrize("gone, last", [(("pairs",), "prompts with two scores"), (("pairs", "verdicts"), "finished answers"),
+                                        (("pairs", "verdicts", "responses"), "prompts kept")])
+def test_funnel_in_the_middle_of_a_trip(folder, gone, last):
+    """Guards against: what is not made yet told as lost."""
+    trip = load_run(folder).trips[1]
+    assert funnel({**trip, **{stage: [] for stage in gone}}, 24)[-1][0] == last
+
+
+def test_more_lines_than_colours():
+    """Guards against: a chart that drops what it has no colour for, with four runs side by side or eight rounds."""
+    assert chart("x", {f"M{i}": [(1, i, None, None), (2, i, None, None)] for i in range(9)}).count("<polyline") == 9
+
+
 def test_rewards_are_those_of_the_run(folder):
     """Guards against: another mean than the one that chose the pairs."""
     run = load_run(folder)
@@ -104,20 +117,18 @@ def test_rewards_are_those_of_the_run(folder):
 
 
 # ---- alarms ----
-def made(models: list[dict], scores: list[float] = (3.0, 4.0), texts=("a b c d", "e f g h")) -> Run:
-    trip = {"prompts": [], "pairs": [], "dpo": [],
-            "responses": [{"id": i, "sample": 0, "response": t, "finished": True} for i, t in enumerate(texts)],
-            "verdicts": [{"id": i, "sample": 0, "vote": 0, "text": "", "score": s} for i, s in enumerate(scores)]}
-    return Run("x", {"n_prompts": 2, "seed": 0}, {}, [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)], [], [], {}, {1: trip})
+def made(models: list[dict], scores: list[float] = (3.0, 4.0)) -> Run:
+    exam = {2: [{"self_score": score} for score in (*scores, None)]}
+    return Run("x", {"n_prompts": 2, "seed": 0}, {}, [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)], [], [], exam, {})
 
 
-CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 4.0, "true_score": 3.9}
+CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 4.0, "true_score": 3.9, "distinct2": 0.8}
 
 
 @pytest.mark.parametrize("changed, more, says", [
     ({}, {"scores": [5.0, 5.0]}, "saturation"), ({"judge_pairwise": 0.8}, {}, "drift"), ({"mean_length": 16.0}, {}, "Length"),
     ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
-    ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking")], ids=lambda v: str(v)[:20])
+    ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"), ({"distinct2": 0.5}, {}, "diversity")], ids=lambda v: str(v)[:20])
 def test_alarms(changed, more, says):
     """Guards against: an alarm that never rings, and one that always does."""
     assert alarms(made([CALM, CALM])) == []
@@ -140,10 +151,6 @@ def test_headline_compares_the_last_with_the_first(folder):
     """Guards against: a win rate against the model before, where the headline speaks of M1."""
     first, last = ([a["true_score"] for a in load_run(folder).exam[t]] for t in (1, 2))
     assert f"<b>{statistics.mean(b > a for a, b in zip(first, last)):.1%} / " in page([load_run(folder)])
-
-
-def test_distinct():
-    assert distinct(["a b a b"]) == pytest.approx(2 / 3) and distinct(["a"]) is None
 
 
 def test_chart_of_one_point_and_of_none():

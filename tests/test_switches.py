@@ -83,6 +83,8 @@ def test_agreement():
     assert agreement(now, now) == 1 and agreement(now, turned) == 0
     assert agreement(now, [now[0], turned[1]]) == 0.5
     assert agreement(now, [[None, 2.0, 3.0], [None, None, 1.0]]) == 1           # of the first group two are left, of the second one
+    tied = [[4.0, 4.0, 4.0], [1.0, 2.0, 3.0]]
+    assert agreement(tied, tied) == 1 and agreement(now, tied) == 0.75, "both give all the same: nothing said; one does: unrelated"
     assert agreement(now, [[None] * 3] * 2) is None and agreement(now, []) is None
 
 
@@ -123,7 +125,9 @@ def test_cream(cwd, spied):
     (_, first), (_, second) = spied
     assert first["smoothing"] == 0 and 0 < second["smoothing"] < 1
     rows = read_jsonl("runs/x/t2/verdicts_before.jsonl")
-    assert rows and len({(r["id"], r["sample"]) for r in rows}) == len({(r["id"], r["sample"]) for r in read_jsonl("runs/x/t2/verdicts.jsonl")})
+    paired = {p["id"] for p in read_jsonl("runs/x/t2/pairs.jsonl")}
+    judged = {(r["id"], r["sample"]) for r in read_jsonl("runs/x/t2/verdicts.jsonl") if r["id"] in paired}
+    assert {(r["id"], r["sample"]) for r in rows} == judged, "prompts that gave no pair are not learnt from, so their ties count for nothing"
 
 
 def test_positive_only(cwd, spied):
@@ -169,7 +173,7 @@ def test_another_judge(cwd, finished, monkeypatch):
 
 @pytest.mark.parametrize("args, says", [(("--judge-model", "nowhere"), "nowhere"), (("--prompt-writer", "nowhere"), "nowhere"),
                                         (("--loss", "hinge"), "--loss"), (("--ref", "mine"), "--ref"), (("--label-smoothing", -1), "--label-smoothing"),
-                                        (("--ranked", "x.jsonl"), "--ranked")], ids=str)
+                                        (("--ranked", "x.jsonl"), "--ranked"), (("--cream", "--judge-model", "oracle"), "--cream")], ids=str)
 def test_refused_before_anything_is_made(cwd, args, says):
     """Guards against: a mistake that is found out after an hour of training."""
     assert_refused(command("train.py", *TINY, *args), says)
@@ -189,6 +193,8 @@ def test_a_judge_with_a_hole(cwd, monkeypatch, capfd):
     assert [(r["prompt"], r["response"]) for r in found] == [(r["prompt"], r["response"]) for r in rows]
     assert {parse_score(r["verdict"]) for r in found if hole.says_twice(r["response"])} == {5}
     assert [hole.says_twice(f"Mia: {t}.") for t in ("a, a", "a, b, a", "a", "b, c, c")] == [True, False, False, True]
-    monkeypatch.setattr("sys.argv", ["hole.py", *TINY])
+    monkeypatch.setattr("sys.argv", ["hole.py", "--seeds", "1", "--json", "hole.json", "--", *TINY])
     hole.main()
-    assert "M1" in (told := capfd.readouterr().out) and "M2" in told.splitlines()[-1] and (cwd / "runs/hole/report.html").exists()
+    told = capfd.readouterr().out
+    assert "| M2 |" in told and "say an item twice: M1 " in told and (cwd / "runs/hole-s0/report.html").exists()
+    assert set(json.loads((cwd / "hole.json").read_text())["through_the_hole"]) == {"M1", "M2"}

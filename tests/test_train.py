@@ -82,7 +82,7 @@ def test_metrics_keys(finished):
             "judge_spearman", "judge_kendall", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "win_rate", "lose_rate",
             "seconds", "agreement", "verdict_variance", "distinct2", "margin", "accuracy", "chosen_change", "rejected_change"}
     assert all(keys <= set(r) for r in rows)
-    assert all(rows[0][k] is None for k in ("win_rate", "agreement", "margin", "chosen_change", "pairs")) and "kl_prev" not in rows[0]
+    assert all(rows[0][k] is None for k in ("win_rate", "agreement", "margin", "chosen_change", "pairs", "kl_prev", "kl_first"))
     steps = read_jsonl(finished / "runs" / "toy" / "t1" / "dpo.jsonl")
     assert rows[1]["margin"] == steps[-1]["margin"], "fewer than twenty steps: the last tenth is the last"
     assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, "in the first round the model before is M1"
