@@ -2,7 +2,7 @@
 
 In: files and texts of people.  Out: token ids in the model's own prompt format, and records that carry them on.
 `Chat` is the one owner of the prompt format: what sampling asks with is what training trains with.
-A response keeps the ids that the model drew: decoded text is for people and is never tokenised again.
+An answer to learn from keeps the ids that the model drew: it is never decoded and tokenised again.
 Left out on purpose: other tokenizer libraries (tokenizer.json only) and streaming data sets; everything here fits in memory.
 
 Shapes: B rows, T tokens (right-padded).

@@ -114,6 +114,8 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
              "Score saturation: the judge no longer tells answers apart. Use --judge expected, a sharper rubric, or stop here."),
             (change(first, now, "judge_pairwise"), lambda v: v < -0.03, "judge accuracy {:+.3f} since M1 (threshold -0.03)",
              "Judge drift: mix judge examples into DPO (--replay), or lower --dpo-lr."),
+            (now.get("judge_parse_rate"), lambda v: v < 0.8, "{:.0%} of its verdicts can be read (threshold 80 %)",
+             "Lost format: what cannot be judged is neither learnt nor unlearnt. Mix judge examples into DPO (--replay), or look at the answers."),
             (ratio(first, now, "mean_length"), lambda v: v > 1.5, "answers are {:.2f} times as long as M1's (threshold 1.5)",
              "Length growth: the judge may reward length; compare at equal length (evaluate.py prints it)."),
             (now.get("chosen_change"), lambda v: v < 0, "log-prob of the chosen answers {:+.1f} (threshold 0)",
@@ -157,7 +159,7 @@ def chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] 
     low, high = min(lows), max(highs)
     low, high = (low - 0.5, high + 0.5) if low == high else (low - 0.05 * (high - low), high + 0.05 * (high - low))
     left, right = min(p[0] for p in every), max(p[0] for p in every)
-    form = ",.0f" if high >= 100 else ".3g"
+    form = ",.0f" if high >= 100 else ".3g" if high >= 0.1 else ".2g"
     x = lambda v: 44 + 246 * (0.5 if left == right else (v - left) / (right - left))
     y = lambda v: 128 - 116 * (v - low) / (high - low)
     parts = [f'<line x1="44" x2="296" y1="{y(v):.1f}" y2="{y(v):.1f}" stroke="var(--line)"/><text x="40" y="{y(v) + 4:.1f}" text-anchor="end">'
@@ -169,7 +171,7 @@ def chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] 
                   for a, _, c, d in points if c is not None and d is not None]
         parts.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b, _, _ in points)}"/>')
         parts += [f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="3" fill="{colour}"><title>{b:.4g}</title></circle>' for a, b, _, _ in points if len(points) < 30]
-    keys = "".join(f'<span class="key" style="color:{c}">&#9679; {escape(name)}</span>' for c, name in zip(cycle(COLOURS), series)) if len(series) > 1 else ""
+    keys = " ".join(f'<span class="key" style="color:{c}">&#9679; {escape(name)}</span>' for c, name in zip(cycle(COLOURS), series)) if len(series) > 1 else ""
     return f'<figure><figcaption>{escape(title)}</figcaption><svg viewBox="0 0 300 152" role="img">{"".join(parts)}</svg>{keys}</figure>'
 
 

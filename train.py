@@ -5,7 +5,7 @@
 
 In: a base model M_0 and a little seed data.  Out: runs/NAME with M1 .. M_{T+1}, every text, score and pair, and a table.
 Each stage writes its file whole or not at all, so a run that stopped goes on at the first stage whose file is missing.
-Without --model this is the toy: the base model in seed/, in a world whose truth is known, about a minute on two cores.
+Without --model this is the toy: the base model in seed/, in a world whose truth is known, a little over a minute on two cores.
 
     python train.py --iters 3
     python train.py --model DIR --ift ift.jsonl --ranked ranked.jsonl --iters 1

@@ -122,12 +122,12 @@ def made(models: list[dict], scores: list[float] = (3.0, 4.0)) -> Run:
     return Run("x", {"n_prompts": 2, "seed": 0}, {}, [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)], [], [], exam, {})
 
 
-CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 4.0, "true_score": 3.9, "distinct2": 0.8}
+CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 4.0, "true_score": 3.9, "distinct2": 0.8, "judge_parse_rate": 1.0}
 
 
 @pytest.mark.parametrize("changed, more, says", [
     ({}, {"scores": [5.0, 5.0]}, "saturation"), ({"judge_pairwise": 0.8}, {}, "drift"), ({"mean_length": 16.0}, {}, "Length"),
-    ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
+    ({"judge_parse_rate": 0.7}, {}, "format"), ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
     ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"), ({"distinct2": 0.5}, {}, "diversity")], ids=lambda v: str(v)[:20])
 def test_alarms(changed, more, says):
     """Guards against: an alarm that never rings, and one that always does."""
