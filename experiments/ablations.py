@@ -171,7 +171,7 @@ def main() -> None:
                 if len(runs[row]) == args.seeds:
                     print(f"{(time.time() - started) / 60:5.1f} min  {row}", file=sys.stderr, flush=True)
     out, found = Path(args.out), {row: summarise(of) for row, of in runs.items()}
-    record = {"seeds": args.seeds, "minutes": round((time.time() - started) / 60, 1), "rows": {r: ROWS[r][1] for r in rows}, "summary": found, "runs": runs}
+    record = {"seeds": args.seeds, "rows": {r: ROWS[r][1] for r in rows}, "summary": found, "runs": runs}
     (out / "ablations.json").write_text(json.dumps(record, indent=1) + "\n")
     (out / "ablations.md").write_text(markdown(runs))
     (out / "ablations.svg").write_text(figure(found))
