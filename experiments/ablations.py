@@ -45,6 +45,7 @@ ROWS = {
     "expected scores": (1, ["--judge", "expected"]),
     "no judge data": (0, ["--no-eft"]),
     "500 seed examples": (0, ["--seed-limit", "500"]),
+    "250 seed examples": (0, ["--seed-limit", "250"]),
     "500 seed examples, no replay": (0, ["--seed-limit", "500", "--replay", "0"]),
 }
 # key in metrics.jsonl, heading, scale, digits
