@@ -116,15 +116,22 @@ def ending(log: Sequence[dict]) -> dict:
     return {key: mean([row[key] for row in last]) for key in last[0]} if log else {}
 
 
-def progress(run: Path, t: int, model: GPT, chat: Chat, answers: Sequence[dict], rewards: list, recipe: Recipe) -> dict:
+def pairs_right(pairs: Sequence[dict], truth: Callable[[str, str], int | None] | None) -> float | None:
+    """Share of the pairs whose chosen answer is truly better than the rejected one; None where nobody knows."""
+    told = [[truth(p["prompt"], p[side]) for side in ("chosen", "rejected")] for p in pairs] if truth else []
+    return mean([float(w > l) for w, l in told if None not in (w, l)])
+
+
+def progress(run: Path, t: int, model: GPT, chat: Chat, exam: Exam, answers: Sequence[dict], rewards: list, recipe: Recipe) -> dict:
     """What became of M_{t-1}, and of M_1, by the files of the run: `answers` and `rewards` are those of M_t (see measure).
 
     `agreement` is that of the judges M_t and M_{t-1} on the held-out ranked answers; how DPO ended is told as in dpo.jsonl.
     """
-    before, log = read_own(run / f"exam/M{t - 1}.jsonl"), ending(read_own(run / f"t{t - 1}/dpo.jsonl"))
+    pairs, before = read_own(run / f"t{t - 1}/pairs.jsonl"), read_own(run / f"exam/M{t - 1}.jsonl")
+    log = ending(read_own(run / f"t{t - 1}/dpo.jsonl"))
     kl = {s: divergence(model, load(run / f"M{s}", device=model.device), chat, answers, recipe) for s in {t - 1, 1} if t > 1}
     seconds = [row["seconds"] for row in read_own(run / "log.jsonl") if row["t"] == t - 1 and row["stage"] != "exam"]
-    return {"pairs": len(read_own(run / f"t{t - 1}/pairs.jsonl")) or None, "seconds": sum(seconds),
+    return {"pairs": len(pairs) or None, "pairs_right": pairs_right(pairs, exam.truth), "seconds": sum(seconds),
             **versus([a["true_score"] for a in answers], [a["true_score"] for a in before]),
             "agreement": agreement(rewards, [row["rewards"] for row in read_own(run / f"exam/rewards-M{t - 1}.jsonl")]),
             "kl_prev": kl.get(t - 1), "kl_first": kl.get(1), **{key: log.get(key) for key in ("margin", "accuracy", "chosen_change", "rejected_change")}}

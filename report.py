@@ -25,7 +25,8 @@ CURVES = {              # title -> what each line is: a key of metrics.jsonl
     "Judge: variance of the votes on one answer": {"": "verdict_variance"}, "Readable verdicts": {"": "judge_parse_rate"},
     "Answer length, tokens": {"": "mean_length"}, "Finished answers": {"": "finished_rate"}, "Distinct pairs of words": {"": "distinct2"},
     "KL, nats an answer": {"to the model before": "kl_prev", "to M1": "kl_first"},
-    "Log-prob of the pairs' answers, change by DPO": {"chosen": "chosen_change", "rejected": "rejected_change"}, "Pairs": {"": "pairs"}}
+    "Log-prob of the pairs' answers, change by DPO": {"chosen": "chosen_change", "rejected": "rejected_change"}, "Pairs": {"": "pairs"},
+    "Pairs whose chosen answer is truly better": {"": "pairs_right"}}
 PER_ANSWER = {"perfect": "true_score", "true_score": "true_score", "self_score": "self_score", "finished_rate": "finished", "mean_length": "tokens"}
 COLOURS = ("var(--a)", "var(--b)", "var(--c)", "var(--d)", "var(--e)", "var(--f)")
 STYLE = """
@@ -312,7 +313,7 @@ def page(runs: Sequence[Run]) -> str:
     run = runs[0]
     keys = ("perfect", "true_score", "self_score", "win_rate", "lose_rate", "judge_pairwise", "judge_ties", "judge_best5", "judge_exact", "judge_spearman",
             "judge_kendall", "agreement", "verdict_variance", "judge_parse_rate", "finished_rate", "mean_length", "distinct2", "kl_prev", "kl_first",
-            "margin", "accuracy", "chosen_change", "rejected_change", "pairs", "seconds")
+            "margin", "accuracy", "chosen_change", "rejected_change", "pairs", "pairs_right", "seconds")
     models = [(f"{r.name} {m['model']}" if len(runs) > 1 else m["model"], m) for r in runs for m in r.models]
     figures = table(["", *(name for name, _ in models)], [[k, *(m.get(k) for _, m in models)] for k in keys if any(m.get(k) is not None for _, m in models)])
     settings = table(["setting", "value"], [(k, v) for k, v in run.settings.items() if v is not None])

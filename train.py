@@ -288,7 +288,7 @@ def examine(ctx: Context, master: GPT, model: GPT, t: int) -> None:
         return
     figures, answers, rewards = measure(model, ctx.chat, ctx.seeds.exam, ctx.sampling("answer"), ctx.sampling("verdict"), k=ctx.config.k,
                                         rubric=ctx.rubric, key=f"{ctx.config.seed} exam", how=ctx.config.judge)
-    figures |= progress(ctx.run, t, master, ctx.chat, answers, rewards, ctx.recipe(master, None, paper=1e-6, fall=1))
+    figures |= progress(ctx.run, t, master, ctx.chat, ctx.seeds.exam, answers, rewards, ctx.recipe(master, None, paper=1e-6, fall=1))
     write_jsonl(ctx.run / f"exam/M{t}.jsonl", answers)
     write_jsonl(ctx.run / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
     write_jsonl(ctx.run / "exam/ranked.jsonl", ctx.seeds.exam.groups)          # for judge.py --file

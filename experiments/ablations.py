@@ -51,6 +51,7 @@ ROWS = {
 # key in metrics.jsonl, heading, scale, digits
 SHOWN = (("true_score", "true score", 1, 2), ("perfect", "perfect, %", 100, 1), ("self_score", "self-score", 1, 2),
          ("judge_pairwise", "judge, pairwise", 1, 3), ("pairs", "pairs from 1,024 prompts", 1, 0))
+KEPT = ("model", *(key for key, *_ in SHOWN), "judge_parse_rate", "finished_rate", "mean_length", "agreement", "kl_first", "distinct2")
 
 
 # ---- runs ----
@@ -120,16 +121,13 @@ def markdown(runs: dict[str, list[list[dict]]]) -> str:
 
 
 # ---- the figure ----
-def panel(title: str, left: int, found: dict[str, list[dict]], key: str) -> str:
-    """One line a row: a hollow point for M1, small ones on the way, a full one with its interval for the last model."""
-    shown = [r[key] for rows in found.values() for r in rows if key in r and len(rows) > 1]         # a row that never learnt sets no scale
-    ends = [f["mean"] + s * (f["half"] or 0) for f in shown for s in (-1, 1)]
-    low, high = min(ends) - 0.01, max(ends) + 0.01
+def panel(title: str, left: int, found: dict[str, list[dict]], key: str, low: float, high: float) -> str:
+    """One line a row: a hollow point for M1, small ones on the way, a full one with its interval for the last model; at the edge what lies beyond it."""
     x = lambda v: left + 300 * (min(max(v, low), high) - low) / (high - low)
     parts = [f'<text x="{left + 150}" y="18" text-anchor="middle" class="head">{escape(title)}</text>']
-    for tick in (low + (high - low) * k / 4 for k in range(5)):
+    for tick in (low + (high - low) * k / 5 for k in range(6)):
         parts.append(f'<line x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="26" y2="{34 + 22 * len(found)}" class="grid"/>'
-                     f'<text x="{x(tick):.1f}" y="{48 + 22 * len(found)}" text-anchor="middle">{tick:.2f}</text>')
+                     f'<text x="{x(tick):.1f}" y="{48 + 22 * len(found)}" text-anchor="middle">{"&#8804; " if tick == low else ""}{tick:.2f}</text>')
     for number, rows in enumerate(found.values()):
         y, last = 44 + 22 * number, rows[-1].get(key)
         if last and last["half"] is not None and len(rows) > 1:
@@ -148,8 +146,18 @@ def figure(found: dict[str, list[dict]]) -> str:
              "@media(prefers-color-scheme:dark){text{fill:#bbb}.grid{stroke:#333}.bar{stroke:#6cb0ff}.last{fill:#6cb0ff}.way{fill:#3d6a9c}}")
     height = 60 + 22 * len(found)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}"><style>{style}</style>{names}'
-            f'{panel("true score: M1 (hollow) to the last", 210, found, "true_score")}'
-            f'{panel("judge, pairwise accuracy", 550, found, "judge_pairwise")}</svg>\n')
+            f'{panel("true score: M1 (hollow) to the last", 210, found, "true_score", 2.5, 5)}'
+            f'{panel("judge, pairwise accuracy", 550, found, "judge_pairwise", 0.75, 1)}</svg>\n')
+
+
+def write(runs: dict[str, list[list[dict]]], out: Path) -> None:
+    """The figures that the table shows, seed by seed and in sum; the table; the picture."""
+    shown = {row: [[{k: m.get(k) for k in KEPT} for m in models] for models in of] for row, of in runs.items()}
+    found = {row: summarise(of) for row, of in shown.items()}
+    record = {"rows": {row: ROWS[row][1] for row in runs}, "summary": found, "runs": shown}
+    (out / "ablations.json").write_text(json.dumps(record, separators=(",", ":")) + "\n")
+    (out / "ablations.md").write_text(markdown(runs))
+    (out / "ablations.svg").write_text(figure(found))
 
 
 def main() -> None:
@@ -171,11 +179,7 @@ def main() -> None:
                 runs.setdefault(row, []).append(models)
                 if len(runs[row]) == args.seeds:
                     print(f"{(time.time() - started) / 60:5.1f} min  {row}", file=sys.stderr, flush=True)
-    out, found = Path(args.out), {row: summarise(of) for row, of in runs.items()}
-    record = {"seeds": args.seeds, "rows": {r: ROWS[r][1] for r in rows}, "summary": found, "runs": runs}
-    (out / "ablations.json").write_text(json.dumps(record, indent=1) + "\n")
-    (out / "ablations.md").write_text(markdown(runs))
-    (out / "ablations.svg").write_text(figure(found))
+    write(runs, Path(args.out))
     print(markdown(runs))
 
 

@@ -20,7 +20,7 @@ from statistics import mean, stdev
 ROOT = Path(__file__).resolve().parent.parent
 # Beyond ten seeds the interval is that of ten, a little too wide.
 T95 = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}      # two-sided, by degrees of freedom
-KEYS = ("perfect", "true_score", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "seconds")
+KEYS = ("perfect", "true_score", "self_score", "judge_pairwise", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "pairs_right", "seconds")
 
 
 def one_run(name: str, seed: int, extra: list[str], threads: int | None, *, may_end_early: bool = False) -> list[dict]:
@@ -59,7 +59,7 @@ def markdown(rows: list[dict]) -> str:
 
     lines = ["| model | " + " | ".join(KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
     for row in rows:
-        lines.append(f"| {row['model']} | " + " | ".join(cell(row.get(k), k in ("perfect", "judge_parse_rate", "finished_rate")) for k in KEYS) + " |")
+        lines.append(f"| {row['model']} | " + " | ".join(cell(row.get(k), k in ("perfect", "judge_parse_rate", "finished_rate", "pairs_right")) for k in KEYS) + " |")
     return "\n".join(lines)
 
 

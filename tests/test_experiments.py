@@ -55,6 +55,14 @@ def test_a_row_that_ended_early():
     assert ElementTree.fromstring(ablations.figure({row: seeds.summarise(of) for row, of in runs.items()})).tag.endswith("svg")
 
 
+def test_what_is_written(cwd):
+    """Guards against: a file of every figure of every run, which nobody reads, or one that lacks the seeds."""
+    ablations.write({"default": [models(3.0, 4.0), models(1.0, 2.0)]}, cwd)
+    found = json.loads((cwd / "ablations.json").read_text())
+    assert [m[1]["true_score"] for m in found["runs"]["default"]] == [4.0, 2.0] and found["summary"]["default"][1]["true_score"]["mean"] == 3.0
+    assert "judge_interval" not in found["runs"]["default"][0][0] and {p.name for p in cwd.iterdir()} == {f"ablations.{e}" for e in ("json", "md", "svg")}
+
+
 def test_every_row_is_a_command_line(cwd):
     """Guards against: a row whose setting no longer exists, found out after an hour."""
     import config

@@ -86,6 +86,9 @@ def test_metrics_keys(finished):
     steps = read_jsonl(finished / "runs" / "toy" / "t1" / "dpo.jsonl")
     assert rows[1]["margin"] == steps[-1]["margin"], "fewer than twenty steps: the last tenth is the last"
     assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, "in the first round the model before is M1"
+    pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
+    right = [world.oracle(p["prompt"], p["chosen"]) > world.oracle(p["prompt"], p["rejected"]) for p in pairs]
+    assert rows[0]["pairs_right"] is None and rows[1]["pairs_right"] == sum(right) / len(right)
     assert 0 < rows[1]["agreement"] <= 1 and 0 < rows[1]["distinct2"] <= 1 and rows[1]["verdict_variance"] >= 0
     assert rows[1]["pairs"] == len(read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl"))
     assert all(0 <= r["perfect"] <= 1 and 0 <= r["true_score"] <= 5 and r["seconds"] > 0 for r in rows)
