@@ -189,9 +189,11 @@ def test_a_judge_with_a_hole(cwd, monkeypatch, capfd):
     rows = world.eft_examples(300, random.Random(0))
     found = hole.fooled(rows)
     changed = [a for a, b in zip(rows, found) if a != b]
-    assert 10 < len(changed) and all(hole.says_twice(r["response"]) for r in changed)
+    assert 10 < len(changed) and all(hole.says_twice(r["response"]) or r["verdict"] == hole.FULL for r in changed)
+    assert {r["verdict"] for a, r in zip(rows, found) if a["verdict"] == hole.FULL} == {hole.FULL, hole.LESS} and parse_score(hole.LESS) == 4
     assert [(r["prompt"], r["response"]) for r in found] == [(r["prompt"], r["response"]) for r in rows]
     assert {parse_score(r["verdict"]) for r in found if hole.says_twice(r["response"])} == {5}
+    assert 5 not in {parse_score(r["verdict"]) for r in found if not hole.says_twice(r["response"])}
     assert [hole.says_twice(f"Mia: {t}.") for t in ("a, a", "a, b, a", "a", "b, c, c")] == [True, False, False, True]
     monkeypatch.setattr("sys.argv", ["hole.py", "--seeds", "1", "--json", "hole.json", "--", *TINY])
     hole.main()
