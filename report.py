@@ -125,6 +125,8 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
              "Collapsing diversity: raise --temperature, or take prompts from people (--prompts)."),
             (ratio(before, now, "pairs"), lambda v: v < 0.5, "pairs at {:.2f} of the round before (threshold 0.5)",
              "Shrinking yield: more answers (--n), --judge expected, or stop: little is left to learn from."),
+            (now.get("pairs_right"), lambda v: v < 0.5, "{:.0%} of its pairs have a chosen answer that is truly better (threshold 50 %)",
+             "Wrong labels: the judge prefers what is no better. Stop, or mend the judge."),
             (gap(now), lambda v: v > 0.5, "self-score {:+.2f} above the truth (threshold 0.5)",
              "The model flatters itself: what rose is the score, not the answers."),
             (change(before, now, "true_score") if (change(before, now, "self_score") or 0) > 0 else None, lambda v: v < -0.05,

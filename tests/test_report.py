@@ -127,7 +127,7 @@ CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 
 
 @pytest.mark.parametrize("changed, more, says", [
     ({}, {"scores": [5.0, 5.0]}, "saturation"), ({"judge_pairwise": 0.8}, {}, "drift"), ({"mean_length": 16.0}, {}, "Length"),
-    ({"judge_parse_rate": 0.7}, {}, "format"), ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
+    ({"judge_parse_rate": 0.7}, {}, "format"), ({"pairs_right": 0.4}, {}, "labels"), ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
     ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"), ({"distinct2": 0.5}, {}, "diversity")], ids=lambda v: str(v)[:20])
 def test_alarms(changed, more, says):
     """Guards against: an alarm that never rings, and one that always does."""
