@@ -1,6 +1,6 @@
 """experiments/seeds.py: the same run over several seeds -> one table of means with 95 % intervals.
 
-    python experiments/seeds.py --seeds 5 --name default                      # the table of the README
+    python experiments/seeds.py --seeds 5 -- --iters 6                        # the table of the README
     python experiments/seeds.py --seeds 5 --name beta03 -- --beta 0.3         # anything after -- goes to train.py
 
 Each seed is one process of `python train.py --json`, its files in runs/NAME-sSEED. Intervals are Student's t over seeds.
