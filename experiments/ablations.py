@@ -1,7 +1,7 @@
 """experiments/ablations.py: every switch of the method, one at a time, over several seeds of the toy -> one table and one figure.
 
     python experiments/ablations.py --seeds 5                       # all rows; docs/ablations.md, .json and .svg
-    python experiments/ablations.py --seeds 3 --only "IPO;meta"      # some rows
+    python experiments/ablations.py --seeds 3 --only "IPO;meta" --out DIR      # some rows
 
 Each row is the default run with one or two settings changed, a process of `python train.py` with its files in runs/ab-ROW-sSEED. What
 a setting cannot touch is not made again: a row starts from the files of the default run of its seed, up to the stage that
@@ -51,7 +51,7 @@ ROWS = {
 # key in metrics.jsonl, heading, scale, digits
 SHOWN = (("true_score", "true score", 1, 2), ("perfect", "perfect, %", 100, 1), ("self_score", "self-score", 1, 2),
          ("judge_pairwise", "judge, pairwise", 1, 3), ("pairs", "pairs from 1,024 prompts", 1, 0))
-KEPT = ("model", *(key for key, *_ in SHOWN), "judge_parse_rate", "finished_rate", "mean_length", "agreement", "kl_first", "distinct2")
+KEPT = ("model", *(key for key, *_ in SHOWN), "judge_parse_rate", "judge_ties", "finished_rate", "mean_length", "kl_first", "distinct2")
 
 
 # ---- runs ----
@@ -115,7 +115,7 @@ def markdown(runs: dict[str, list[list[dict]]]) -> str:
     for key, title, scale, digits in SHOWN:
         parts += [f"\n**{title}**\n", "| | " + " | ".join(models) + " |", "|---" * (len(models) + 1) + "|"]
         for row, rows in found.items():
-            cells = [cell(r.get(key), scale, digits, seeds=len(runs[row]) if key != "pairs" else 0) for r in rows] + ["-"] * (len(models) - len(rows))
+            cells = [cell(r.get(key), scale, digits, seeds=0 if r["model"] == "M1" else len(runs[row])) for r in rows] + ["-"] * (len(models) - len(rows))
             parts.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(parts) + "\n"
 
@@ -167,8 +167,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5, help="seeds 0 .. N-1 [%(default)s]")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs side by side, one thread each [%(default)s]")
     parser.add_argument("--only", help="rows, separated by semicolons; without it, all")
-    parser.add_argument("--out", default=str(ROOT / "docs"), help="where ablations.md, .json and .svg go")
+    parser.add_argument("--out", help="where ablations.md, .json and .svg go [docs/, of a whole sweep]")
     args = parser.parse_args()
+    if args.only and not args.out:
+        sys.exit("--only makes a table of some rows; give it a place of its own with --out DIR.")
     names = args.only.split(";") if args.only else list(ROWS)
     if unknown := [n for n in names if n not in ROWS]:
         sys.exit(f"no row named {unknown[0]}; there are {'; '.join(ROWS)}")
@@ -181,7 +183,7 @@ def main() -> None:
                 runs.setdefault(row, []).append(models)
                 if len(runs[row]) == args.seeds:
                     print(f"{(time.time() - started) / 60:5.1f} min  {row}", file=sys.stderr, flush=True)
-    write(runs, Path(args.out))
+    write(runs, Path(args.out or ROOT / "docs"))
     print(markdown(runs))
 
 

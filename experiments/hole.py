@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 import world  # noqa: E402
-from data import write_jsonl  # noqa: E402
+from data import read_jsonl, write_jsonl  # noqa: E402
 from report import alarms, load_run  # noqa: E402
 from seeds import interval, markdown, one_run, summarise  # noqa: E402
 
@@ -43,13 +43,15 @@ def judge_data(seed: int) -> str:
     rng = random.Random(f"people {seed}")
     world.ift_examples(2000, rng)
     rows, path = fooled(world.eft_examples(2000, rng)), Path(f"runs/hole-s{seed}.jsonl")
+    if path.exists() and read_jsonl(path) != rows:
+        sys.exit(f"{path} holds other judge data, so runs/hole-s{seed} was made with another hole; delete both.")
     write_jsonl(path, rows)
     print(f"seed {seed}: {sum(says_twice(r['response']) for r in rows)} of {len(rows)} judged answers say an item twice and got full marks", flush=True)
     return str(path)
 
 
 def share(path: Path) -> float:
-    """How many of the held-out answers of a model go through the hole."""
+    """How many of the held-out answers of a model say an item twice; some should, as in "Say cat two times"."""
     answers = [json.loads(line)["response"] for line in path.read_text().splitlines()]
     return sum(map(says_twice, answers)) / len(answers)
 

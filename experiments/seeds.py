@@ -31,7 +31,7 @@ def one_run(name: str, seed: int, extra: list[str], threads: int | None, *, may_
     if may_end_early and done.returncode == 2 and "no preference pair" in done.stderr:
         return [json.loads(line) for line in Path(f"runs/{name}-s{seed}/metrics.jsonl").read_text().splitlines()]
     if done.returncode:
-        sys.exit(f"seed {seed} ended with code {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+        sys.exit(f"{name}, seed {seed} ended with code {done.returncode}: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     return json.loads(done.stdout)["models"]
 
 
@@ -78,7 +78,7 @@ def main() -> None:
         Path(args.json).write_text(json.dumps({"settings": args.extra, "summary": rows, "runs": runs}, indent=1) + "\n")
     print(markdown(rows))
     print("\neach seed, perfect at M_1 .. M_T+1: " + "; ".join(" ".join(f"{m['perfect']:.3f}" for m in r) for r in runs if r[0]["perfect"] is not None))
-    print("each seed, judge at M_1 .. M_T+1: " + "; ".join(" ".join(f"{m['judge_pairwise']:.3f}" for m in r) for r in runs if r[0]["judge_pairwise"] is not None))
+    print("each seed, judge at M_1 .. M_T+1: " + "; ".join(" ".join(f"{m['judge_pairwise']:.3f}" for m in r) for r in runs if r[0].get("judge_pairwise") is not None))
 
 
 if __name__ == "__main__":
