@@ -112,7 +112,7 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
         full = mean(float(a["self_score"] >= 4.9) for a in run.exam.get(now["t"], []) if a["self_score"] is not None)
         checks = [
             (full, lambda v: v > 0.8, "{:.0%} of its answers get 4.9 or more (threshold 80 %)",
-             "Score saturation: the judge no longer tells answers apart. Use --judge expected, a sharper rubric, or stop here."),
+             "Score saturation: the judge no longer tells answers apart. Use a sharper rubric, --judge expected (after score lines), or stop here."),
             (change(first, now, "judge_pairwise"), lambda v: v < -0.03, "judge accuracy {:+.3f} since M1 (threshold -0.03)",
              "Judge drift: mix judge examples into DPO (--replay), or lower --dpo-lr."),
             (now.get("judge_parse_rate"), lambda v: v < 0.8, "{:.0%} of its verdicts can be read (threshold 80 %)",
@@ -120,7 +120,7 @@ def alarms(run: Run) -> list[tuple[str, str, str]]:
             (ratio(first, now, "mean_length"), lambda v: v > 1.5, "answers are {:.2f} times as long as M1's (threshold 1.5)",
              "Length growth: the judge may reward length; compare at equal length (evaluate.py prints it)."),
             (now.get("chosen_change"), lambda v: v < 0, "log-prob of the chosen answers {:+.1f} (threshold 0)",
-             "DPO pushes both answers down: add --nll 1, or raise --beta."),
+             "DPO pushes both answers down: raise --nll or --beta."),
             (ratio(first, now, "distinct2"), lambda v: v < 0.7, "distinct pairs of words at {:.2f} of M1's (threshold 0.7)",
              "Collapsing diversity: raise --temperature, or take prompts from people (--prompts)."),
             (ratio(before, now, "pairs"), lambda v: v < 0.5, "pairs at {:.2f} of the round before (threshold 0.5)",
