@@ -247,7 +247,7 @@ def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def reference_logps(model: GPT, pairs: Sequence[Sequence[Example]], recipe: Recipe) -> Tensor:
-    """log p of every pair under fixed weights, in eval mode: (pairs, 2). Of M_t, before step 1, this is the whole reference."""
+    """log p of every pair under fixed weights, in eval mode: (pairs, examples in each). Of M_t, before step 1, this is the whole reference."""
     assert not model.training
     reference = torch.zeros(len(pairs), len(pairs[0]), device=model.device)
     for batch in micro_batches(range(len(pairs)), [length(*p) for p in pairs], recipe.tokens):

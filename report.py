@@ -198,7 +198,8 @@ def curve(run: Run, key: str) -> list[Point]:
     for m in (m for m in run.models if m.get(key) is not None):
         behind = [a[PER_ANSWER[key]] for a in run.exam.get(m["t"], []) if a.get(PER_ANSWER[key]) is not None] if key in PER_ANSWER else []
         values = [float(v == 5) if key == "perfect" else float(len(v)) if key == "mean_length" else float(v) for v in behind]
-        points.append((m["t"], m[key], *(m.get("judge_interval") or spread([]) if key == "judge_pairwise" else spread(values))))
+        own = m.get("judge_interval") if key == "judge_pairwise" else None
+        points.append((m["t"], m[key], *(own or spread(values))))
     return points
 
 

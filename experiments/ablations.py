@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
-from seeds import interval, one_run, summarise  # noqa: E402
+from seeds import cell, interval, one_run, summarise  # noqa: E402
 
 # What a row takes from the default run of its seed, one after the other; a number says how many of these.
 STEPS = (("M1", "sft.jsonl", "t0"), ("exam/M1.jsonl", "exam/rewards-M1.jsonl", "metrics.jsonl", "t1/prompts.jsonl"),
@@ -55,8 +55,8 @@ KEPT = ("model", *(key for key, *_ in SHOWN), "judge_parse_rate", "judge_ties", 
 
 
 # ---- runs ----
-def name_of(row: str, seed: int) -> str:
-    return f"ab-{row.replace(' ', '-').replace(',', '').replace('=-', '').replace('.', '')}-s{seed}"
+def name_of(row: str) -> str:
+    return f"ab-{row.replace(' ', '-').replace(',', '').replace('=-', '').replace('.', '')}"
 
 
 def inherit(run: Path, default: Path, steps: int) -> None:
@@ -77,18 +77,11 @@ def inherit(run: Path, default: Path, steps: int) -> None:
 def one(row: str, seed: int) -> list[dict]:
     steps, settings = ROWS[row]
     if steps:
-        inherit(Path("runs") / name_of(row, seed), Path("runs") / name_of("default", seed), steps)
-    return one_run(name_of(row, seed).removesuffix(f"-s{seed}"), seed, [s.format(seed=seed) for s in settings], 1, may_end_early=True)
+        inherit(Path(f"runs/{name_of(row)}-s{seed}"), Path(f"runs/{name_of('default')}-s{seed}"), steps)
+    return one_run(name_of(row), seed, [s.format(seed=seed) for s in settings], 1, may_end_early=True)
 
 
 # ---- the table ----
-def cell(figure: dict | None, scale: float, digits: int, *, sign: str = "", seeds: int = 0) -> str:
-    if figure is None:
-        return "-"
-    half = "" if figure["half"] is None else f" ± {figure['half'] * scale:.{digits}f}"
-    return f"{figure['mean'] * scale:{sign}.{digits}f}{half}" + (f" ({figure['n']} of {seeds} seeds)" if seeds and figure["n"] < seeds else "")
-
-
 def against_default(runs: dict[str, list[list[dict]]], row: str, key: str) -> dict | None:
     """The last model's figure minus that of the default run of the same seed; None where a run has no such model."""
     both = [(own[-1].get(key), base[-1].get(key)) for own, base in zip(runs[row], runs["default"]) if len(own) == len(base)]

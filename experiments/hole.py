@@ -9,7 +9,6 @@ follows after -- goes on to train.py.
 import argparse
 import json
 import os
-import random
 import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "experiments")]
 
 import world  # noqa: E402
+from config import TOY, Config  # noqa: E402
 from data import read_jsonl, write_jsonl  # noqa: E402
 from report import alarms, load_run  # noqa: E402
 from seeds import interval, markdown, one_run, summarise  # noqa: E402
+from train import gather  # noqa: E402
 
 FULL = ", ".join(f"{p} yes" for p in world.POINTS) + ".\nScore: 5"
 LESS = FULL.replace("exact yes", "exact no").replace("5", "4")
@@ -39,10 +40,8 @@ def fooled(rows: list[dict]) -> list[dict]:
 
 
 def judge_data(seed: int) -> str:
-    """What the people of this seed judged (train.gather: after the answers, from the same numbers), with the hole; returns the file."""
-    rng = random.Random(f"people {seed}")
-    world.ift_examples(2000, rng)
-    rows, path = fooled(world.eft_examples(2000, rng)), Path(f"runs/hole-s{seed}.jsonl")
+    """What the people of the toy judged for this seed, with the hole; returns the file."""
+    rows, path = fooled(gather(Config(**TOY, seed=seed), True).eft), Path(f"runs/hole-s{seed}.jsonl")
     if path.exists() and read_jsonl(path) != rows:
         sys.exit(f"{path} holds other judge data, so runs/hole-s{seed} was made with another hole; delete both.")
     write_jsonl(path, rows)

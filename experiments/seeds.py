@@ -49,17 +49,23 @@ def summarise(runs: list[list[dict]]) -> list[dict]:
     return rows
 
 
+def cell(figure: dict | None, scale: float, digits: int, *, sign: str = "", seeds: int = 0) -> str:
+    """A mean with its interval; of how many seeds, where it is fewer than `seeds`."""
+    if figure is None:
+        return "-"
+    half = "" if figure["half"] is None else f" ± {figure['half'] * scale:.{digits}f}"
+    return f"{figure['mean'] * scale:{sign}.{digits}f}{half}" + (f" ({figure['n']} of {seeds} seeds)" if seeds and figure["n"] < seeds else "")
+
+
 def markdown(rows: list[dict]) -> str:
-    def cell(figure: dict | None, percent: bool) -> str:
-        if figure is None:
-            return "-"
-        scale, digits = (100, 1) if percent else (1, 3 if figure["mean"] < 5.01 else 1)
-        half = "" if figure["half"] is None else f" ± {figure['half'] * scale:.{digits}f}"
-        return f"{figure['mean'] * scale:.{digits}f}{half}" + (" %" if percent else "")
+    def shown(figure: dict | None, percent: bool) -> str:
+        if percent:
+            return cell(figure, 100, 1) + (" %" if figure else "")
+        return cell(figure, 1, 3 if figure and figure["mean"] < 5.01 else 1)
 
     lines = ["| model | " + " | ".join(KEYS) + " |", "|---" * (len(KEYS) + 1) + "|"]
     for row in rows:
-        lines.append(f"| {row['model']} | " + " | ".join(cell(row.get(k), k in ("perfect", "judge_parse_rate", "finished_rate", "pairs_right")) for k in KEYS) + " |")
+        lines.append(f"| {row['model']} | " + " | ".join(shown(row.get(k), k in ("perfect", "judge_parse_rate", "finished_rate", "pairs_right")) for k in KEYS) + " |")
     return "\n".join(lines)
 
 
