@@ -7,6 +7,7 @@ Left out on purpose: other tokenizer libraries (tokenizer.json only) and streami
 
 Shapes: B rows, T tokens (right-padded).
 """
+
 import gzip
 import json
 import os
@@ -29,9 +30,20 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 PLAIN_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
-TRAVELS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
-           "merges.txt", "generation_config.json", "chat_template.jinja", "rubric.txt", "LICENSE")
-GENERATION = r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})"       # marks what the assistant says; means nothing here
+TRAVELS = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+    "rubric.txt",
+    "LICENSE",
+)
+GENERATION = r"(\{%[-+]?\s*)(end)?generation(?=\s*[-+]?%\})"  # marks what the assistant says; means nothing here
 
 
 class UserError(Exception):
@@ -40,6 +52,7 @@ class UserError(Exception):
 
 class Example(NamedTuple):
     """One sequence to learn from: only `response` ids (EOS included) carry loss."""
+
     prompt: list[int]
     response: list[int]
 
@@ -47,65 +60,105 @@ class Example(NamedTuple):
 @dataclass(frozen=True)
 class Candidate:
     """One answer y to one prompt x. `tokens` are the drawn ids, EOS included where the answer ended by itself."""
+
     id: int
     sample: int
     prompt: str
     response: str
     tokens: list[int]
     finished: bool
-    votes: tuple[float | None, ...] = ()        # K scores; None where a verdict could not be read
-    reward: float | None = None                 # mean of the readable votes; None where none was
+    votes: tuple[float | None, ...] = ()  # K scores; None where a verdict could not be read
+    reward: float | None = None  # mean of the readable votes; None where none was
 
 
 @dataclass(frozen=True)
 class Pair:
     """x, y_w, y_l of one prompt, as the candidates that were compared."""
+
     chosen: Candidate
     rejected: Candidate
 
     def row(self) -> dict:
         """As it is written to pairs.jsonl, whose first three keys are those that TRL reads."""
         w, l = self.chosen, self.rejected
-        return {"prompt": w.prompt, "chosen": w.response, "rejected": l.response, "chosen_score": w.reward, "rejected_score": l.reward,
-                "id": w.id, "chosen_sample": w.sample, "rejected_sample": l.sample}
+        return {
+            "prompt": w.prompt,
+            "chosen": w.response,
+            "rejected": l.response,
+            "chosen_score": w.reward,
+            "rejected_score": l.reward,
+            "id": w.id,
+            "chosen_sample": w.sample,
+            "rejected_sample": l.sample,
+        }
 
 
 class Chat:
     """tokenizer.json and the chat template of one checkpoint."""
+
     def __init__(self, folder: str | Path):
         folder = Path(folder)
         if not folder.is_dir():
-            raise UserError(f"model directory {folder} does not exist; --model takes a Hugging Face directory.")
+            raise UserError(
+                f"model directory {folder} does not exist; --model takes a Hugging Face directory."
+            )
         if not (folder / "tokenizer.json").exists():
-            raise UserError(f"{folder} has no tokenizer.json; only that tokenizer format is supported.")
+            raise UserError(
+                f"{folder} has no tokenizer.json; only that tokenizer format is supported."
+            )
         try:
             self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        except Exception as e:                  # the tokenizers library raises bare Exception
-            raise UserError(f"{folder / 'tokenizer.json'} is not a readable tokenizer ({e}).") from None
+        except Exception as e:  # the tokenizers library raises bare Exception
+            raise UserError(
+                f"{folder / 'tokenizer.json'} is not a readable tokenizer ({e})."
+            ) from None
         settings = read_json(folder / "tokenizer_config.json")
         own = folder / "chat_template.jinja"
-        template = own.read_text(encoding="utf-8") if own.exists() else settings.get("chat_template")
-        if isinstance(template, list):          # some checkpoints name several
+        template = (
+            own.read_text(encoding="utf-8") if own.exists() else settings.get("chat_template")
+        )
+        if isinstance(template, list):  # some checkpoints name several
             template = next((t["template"] for t in template if t["name"] == "default"), None)
         self.has_template = template is not None
-        special = {k: t["content"] if isinstance(t, dict) else t for k, t in settings.items() if k.endswith("_token") and t}
-        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        env.globals |= {"raise_exception": _raise, "strftime_now": lambda form: datetime.now().strftime(form)}
-        env.filters["tojson"] = lambda x, ensure_ascii=False, **kw: json.dumps(x, ensure_ascii=ensure_ascii, **kw)
+        special = {
+            k: t["content"] if isinstance(t, dict) else t
+            for k, t in settings.items()
+            if k.endswith("_token") and t
+        }
+        env = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
+        )
+        env.globals |= {
+            "raise_exception": _raise,
+            "strftime_now": lambda form: datetime.now().strftime(form),
+        }
+        env.filters["tojson"] = lambda x, ensure_ascii=False, **kw: json.dumps(
+            x, ensure_ascii=ensure_ascii, **kw
+        )
         try:
-            plain = re.sub(GENERATION, lambda m: m[1] + ("endif" if m[2] else "if true"), template or PLAIN_TEMPLATE)
-            self.template = env.from_string(plain, globals=special | {"tools": None, "documents": None})
+            plain = re.sub(
+                GENERATION,
+                lambda m: m[1] + ("endif" if m[2] else "if true"),
+                template or PLAIN_TEMPLATE,
+            )
+            self.template = env.from_string(
+                plain, globals=special | {"tools": None, "documents": None}
+            )
         except TemplateError as e:
             raise UserError(f"the chat template of {folder} cannot be read ({e}).") from None
         self.eos_ids, self.eos = self._ends(special.get("eos_token", ""), folder)
 
     def _ends(self, token: str, folder: Path) -> tuple[list[int], int]:
         """Every id that ends an answer, and the one that training writes: the tokenizer's own EOS where it has one."""
-        listed = (read_json(folder / "config.json") | read_json(folder / "generation_config.json")).get("eos_token_id")
+        listed = (
+            read_json(folder / "config.json") | read_json(folder / "generation_config.json")
+        ).get("eos_token_id")
         ends = [] if listed is None else listed if isinstance(listed, list) else [listed]
         own = self.tokenizer.token_to_id(token)
         if own is None and not ends:
-            raise UserError(f"{folder} names no EOS token (tokenizer_config.json or generation_config.json).")
+            raise UserError(
+                f"{folder} names no EOS token (tokenizer_config.json or generation_config.json)."
+            )
         own = ends[0] if own is None else own
         return sorted({own, *ends}), own
 
@@ -126,7 +179,9 @@ class Chat:
 
     def response(self, text: str) -> list[int]:
         """The ids of an answer that somebody else wrote, without EOS."""
-        return self.tokenizer.encode(text if self.has_template else " " + text, add_special_tokens=False).ids
+        return self.tokenizer.encode(
+            text if self.has_template else " " + text, add_special_tokens=False
+        ).ids
 
     def example(self, prompt: str, response: str) -> Example:
         """One training example; the response is followed by EOS, so that stopping is learnt too."""
@@ -158,19 +213,27 @@ def read_json(path: Path) -> dict:
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """All tensors of one or several safetensors files, in HF names. Raises UserError where a file is absent or broken."""
-    index = read_json(folder / "model.safetensors.index.json").get("weight_map", {"": "model.safetensors"})
+    index = read_json(folder / "model.safetensors.index.json").get(
+        "weight_map", {"": "model.safetensors"}
+    )
     tensors = {}
     for name in sorted(set(index.values())):
         if not (folder / name).exists():
-            raise UserError(f"{folder} has no {name}; weights are read from safetensors files only.")
+            raise UserError(
+                f"{folder} has no {name}; weights are read from safetensors files only."
+            )
         try:
             tensors |= load_file(folder / name)
         except (SafetensorError, OSError) as e:
-            raise UserError(f"{folder / name} is not a readable safetensors file ({e}); copy or download it again.") from None
+            raise UserError(
+                f"{folder / name} is not a readable safetensors file ({e}); copy or download it again."
+            ) from None
     return tensors
 
 
-def write_checkpoint(folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None) -> None:
+def write_checkpoint(
+    folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
+) -> None:
     """A Hugging Face directory, whole or not at all; the files that travel with a model are copied from `source`."""
     temporary = Path(f"{folder}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -182,7 +245,7 @@ def write_checkpoint(folder: Path, config: dict, tensors: dict[str, Tensor], sou
             shutil.copy(Path(source) / name, temporary / name)
     if not folder.exists():
         temporary.rename(folder)
-    else:                                       # what else lies in an existing folder is not ours to delete
+    else:  # what else lies in an existing folder is not ours to delete
         for file in temporary.iterdir():
             file.replace(folder / file.name)
         temporary.rmdir()
@@ -191,7 +254,9 @@ def write_checkpoint(folder: Path, config: dict, tensors: dict[str, Tensor], sou
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines of a text file (or .gz) that are not blank, with their numbers. Raises UserError."""
     try:
-        with (gzip.open if str(path).endswith(".gz") else open)(path, "rt", encoding="utf-8") as file:
+        with (gzip.open if str(path).endswith(".gz") else open)(
+            path, "rt", encoding="utf-8"
+        ) as file:
             lines = [(i, s.strip()) for i, s in enumerate(file, 1) if s.strip()]
     except (OSError, EOFError, UnicodeDecodeError) as e:
         raise UserError(f"{path} cannot be read ({e}).") from None
@@ -200,7 +265,9 @@ def read_lines(path: str | Path) -> list[tuple[int, str]]:
     return lines
 
 
-def read_jsonl(path: str | Path, *keys: str, wrong: Callable[[dict], str | None] = lambda row: None) -> list[dict]:
+def read_jsonl(
+    path: str | Path, *keys: str, wrong: Callable[[dict], str | None] = lambda row: None
+) -> list[dict]:
     """JSON objects, one a line, with at least `keys` and of which `wrong` says nothing. Raises UserError with file and line."""
     rows = []
     for number, line in read_lines(path):
@@ -209,7 +276,9 @@ def read_jsonl(path: str | Path, *keys: str, wrong: Callable[[dict], str | None]
         except ValueError as e:
             raise UserError(f"{path}, line {number}: not valid JSON ({e}).") from None
         if not isinstance(row, dict) or any(k not in row for k in keys):
-            raise UserError(f"{path}, line {number}: expected an object with the keys {', '.join(keys)}.")
+            raise UserError(
+                f"{path}, line {number}: expected an object with the keys {', '.join(keys)}."
+            )
         if complaint := wrong(row):
             raise UserError(f"{path}, line {number}: {complaint}.")
         rows.append(row)
@@ -235,9 +304,11 @@ def read_own(path: Path) -> list[dict]:
 
 def read_texts(path: str | Path, *keys: str) -> list[dict]:
     """Like read_jsonl, for rows whose `keys` must all hold text."""
+
     def wrong(row: dict) -> str | None:
         bad = [k for k in keys if not isinstance(row[k], str) or not row[k].strip()]
         return f"{bad[0]!r} must be a text that is not empty" if bad else None
+
     return read_jsonl(path, *keys, wrong=wrong)
 
 
@@ -247,12 +318,20 @@ def exchange(row: dict) -> tuple[str, str] | None:
     Of a conversation the first exchange is taken, as in the paper; a system message stands before the prompt.
     """
     turns = row.get("messages") or row.get("conversations")
-    if isinstance(turns, list):                                                     # messages, or ShareGPT
-        said = [(t.get("role") or t.get("from"), t.get("content") or t.get("value")) for t in turns if isinstance(t, dict)]
+    if isinstance(turns, list):  # messages, or ShareGPT
+        said = [
+            (t.get("role") or t.get("from"), t.get("content") or t.get("value"))
+            for t in turns
+            if isinstance(t, dict)
+        ]
         asked = next((i for i, (who, _) in enumerate(said) if who in ("assistant", "gpt")), 0)
-        texts = [text for _, text in said[:asked + 1]] if asked else [None]
-    elif "instruction" in row:                                                      # Alpaca
-        texts = [row["instruction"], *([row["input"]] if row.get("input") else []), row.get("output")]
+        texts = [text for _, text in said[: asked + 1]] if asked else [None]
+    elif "instruction" in row:  # Alpaca
+        texts = [
+            row["instruction"],
+            *([row["input"]] if row.get("input") else []),
+            row.get("output"),
+        ]
     else:
         texts = [row.get("prompt"), row.get("response")]
     fine = all(isinstance(t, str) and t.strip() for t in texts)
@@ -261,8 +340,10 @@ def exchange(row: dict) -> tuple[str, str] | None:
 
 def read_ift(path: str | Path) -> list[dict]:
     """Instruction data -> {"prompt", "response"}: JSONL of prompt/response, Alpaca, messages or ShareGPT. Raises UserError."""
-    unknown = ("no prompt with an answer; the formats are prompt/response, instruction/input/output, messages and conversations, "
-               "and no text may be empty")
+    unknown = (
+        "no prompt with an answer; the formats are prompt/response, instruction/input/output, messages and conversations, "
+        "and no text may be empty"
+    )
     rows = read_jsonl(path, wrong=lambda row: None if exchange(row) else unknown)
     return [dict(zip(("prompt", "response"), exchange(row))) for row in rows]
 
@@ -272,20 +353,40 @@ def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
 
     What is deleted, not ranked or in another language is passed over. Raises UserError. Source: the paper, section 3.1.
     """
+
     def wrong(row: dict) -> str | None:
         replies = row["prompt"].get("replies", []) if isinstance(row["prompt"], dict) else None
-        fine = isinstance(replies, list) and all(isinstance(m, dict) and isinstance(m.get("text"), str) and isinstance(
-            m.get("rank"), (int, float, type(None))) for m in [row["prompt"], *replies])
-        return None if fine else "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
+        fine = isinstance(replies, list) and all(
+            isinstance(m, dict)
+            and isinstance(m.get("text"), str)
+            and isinstance(m.get("rank"), (int, float, type(None)))
+            for m in [row["prompt"], *replies]
+        )
+        return (
+            None
+            if fine
+            else "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
+        )
 
     ift, ranked = [], []
     usable = lambda m: m.get("lang") == lang and not m.get("deleted")
-    for root in (row["prompt"] for row in read_jsonl(path, "prompt", wrong=wrong) if usable(row["prompt"])):
-        replies = sorted((m for m in root.get("replies", []) if usable(m) and m.get("rank") is not None), key=lambda m: m["rank"])
+    for root in (
+        row["prompt"] for row in read_jsonl(path, "prompt", wrong=wrong) if usable(row["prompt"])
+    ):
+        replies = sorted(
+            (m for m in root.get("replies", []) if usable(m) and m.get("rank") is not None),
+            key=lambda m: m["rank"],
+        )
         if replies and replies[0]["rank"] == 0:
             ift.append({"prompt": root["text"], "response": replies[0]["text"]})
         if len(replies) > 1:
-            ranked.append({"prompt": root["text"], "responses": [m["text"] for m in replies], "ranks": [m["rank"] for m in replies]})
+            ranked.append(
+                {
+                    "prompt": root["text"],
+                    "responses": [m["text"] for m in replies],
+                    "ranks": [m["rank"] for m in replies],
+                }
+            )
     if not ranked:
         raise UserError(f"{path} has no ranked replies in language {lang!r}; see --lang.")
     return ift, ranked
@@ -293,33 +394,47 @@ def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
 
 def read_ranked(path: str | Path) -> list[dict]:
     """Groups of answers that people ranked: {"prompt", "responses": [...], "ranks": [...]}, rank 0 is the best."""
+
     def wrong(row: dict) -> str | None:
         texts, ranks = row["responses"], row["ranks"]
-        if not isinstance(texts, list) or not isinstance(ranks, list) or not 2 <= len(texts) == len(ranks):
+        if (
+            not isinstance(texts, list)
+            or not isinstance(ranks, list)
+            or not 2 <= len(texts) == len(ranks)
+        ):
             return "'responses' and 'ranks' must be lists of one length, two at least"
-        fine = all(isinstance(t, str) for t in [row["prompt"], *texts]) and all(isinstance(r, (int, float)) for r in ranks)
+        fine = all(isinstance(t, str) for t in [row["prompt"], *texts]) and all(
+            isinstance(r, (int, float)) for r in ranks
+        )
         return None if fine else "'prompt' and 'responses' must be texts and 'ranks' numbers"
+
     return read_jsonl(path, "prompt", "responses", "ranks", wrong=wrong)
 
 
 def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -> list[str]:
     """The `count` prompts of one trip (or all), one a line: plain text, or JSON objects with a "prompt". Raises UserError."""
     lines = [line for _, line in read_lines(path)]
-    prompts = [row["prompt"] for row in read_texts(path, "prompt")] if lines[0].startswith("{") else lines
+    prompts = (
+        [row["prompt"] for row in read_texts(path, "prompt")] if lines[0].startswith("{") else lines
+    )
     count = len(prompts) if count is None else count
     if len(prompts) < count * trip:
-        raise UserError(f"{path} has {len(prompts)} prompts, but {count * trip} are needed by iteration {trip}; lower --n-prompts.")
-    return prompts[count * (trip - 1):count * trip]
+        raise UserError(
+            f"{path} has {len(prompts)} prompts, but {count * trip} are needed by iteration {trip}; lower --n-prompts."
+        )
+    return prompts[count * (trip - 1) : count * trip]
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """How many leading tokens all prompts share, the last token of each left out."""
-    first, last = min(prompts), max(prompts)            # lexicographic extremes share what all share
+    first, last = min(prompts), max(prompts)  # lexicographic extremes share what all share
     size = max(0, min(map(len, prompts)) - 1)
     return next((i for i in range(size) if first[i] != last[i]), size)
 
 
-def collate(groups: Sequence[Sequence[Example]], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def collate(
+    groups: Sequence[Sequence[Example]], device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Groups of examples -> one row each, all (B,T), right-padded: ids, mask, branch, position.
 
     A row holds what the prompts of its group begin with, and behind it the rest of each example. `mask` is True on
@@ -331,13 +446,21 @@ def collate(groups: Sequence[Sequence[Example]], device: torch.device | str = "c
         start = shared_prefix([e.prompt for e in group])
         row = [(token, False, 0, i) for i, token in enumerate(group[0].prompt[:start])]
         for branch, (prompt, response) in enumerate(group, 1):
-            row += [(token, i >= len(prompt), branch, i) for i, token in enumerate(prompt + response) if i >= start]
-        rows.append(torch.tensor(row))                              # (T,4)
-    ids, mask, branch, position = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device).unbind(-1)
+            row += [
+                (token, i >= len(prompt), branch, i)
+                for i, token in enumerate(prompt + response)
+                if i >= start
+            ]
+        rows.append(torch.tensor(row))  # (T,4)
+    ids, mask, branch, position = (
+        torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device).unbind(-1)
+    )
     return ids, mask.bool(), branch, position
 
 
-def micro_batches(rows: Iterable[int], lengths: Sequence[int], budget: int, most: int | None = None) -> list[list[int]]:
+def micro_batches(
+    rows: Iterable[int], lengths: Sequence[int], budget: int, most: int | None = None
+) -> list[list[int]]:
     """Rows sorted by length and cut so that rows x longest row stays within `budget` tokens, and each has at most `most` rows."""
     batches = []
     for row in sorted(rows, key=lambda r: lengths[r]):

@@ -18,6 +18,7 @@ In: a random.Random.  Out: tasks, answers and verdicts.
 The oracle labels the seed data (it plays the people who ranked answers) and reports; no stage of the loop reads it.
 Left out on purpose: anything a small model could not learn in minutes (arithmetic, sorting, grammar).
 """
+
 import random
 import re
 from collections import Counter
@@ -40,31 +41,94 @@ KINDS = {
 THINGS = [word for kind, words in KINDS.items() if kind != "colours" for word in words]
 SHORT = [w for w in THINGS if len(w) <= 4]
 PAIRS = "hot-cold big-small fast-slow old-new wet-dry happy-sad hard-soft open-shut full-empty dark-light long-short good-bad"
-OPPOSITE = {a: b for pair in PAIRS.split() for x, y in [pair.split("-")] for a, b in ((x, y), (y, x))}
-COLOUR = dict(p.split("-") for p in ("snow-white grass-green coal-black blood-red sky-blue sun-yellow mud-brown "
-                                     "milk-white leaf-green night-black sea-blue rose-pink").split())
-SOUND = dict(p.split("-") for p in ("cow-moo dog-woof cat-meow duck-quack hen-cluck pig-oink bee-buzz owl-hoot "
-                                    "goat-baa lion-roar snake-hiss frog-croak").split())
-PHRASINGS = {
-    "tell": ["Tell {name} about {list}.", "Name {list} for {name}.", "{name} wants to hear about {list}.",
-             "Please say {list} to {name}."],
-    "kind": ["Give {name} {n} {kind}.", "Name {n} {kind} for {name}.", "{name} needs {n} {kind}.", "Think of {n} {kind} for {name}."],
-    "up": ["Count up from {a} to {b} for {name}.", "Count for {name} from {a} up to {b}.", "{name} wants to count up from {a} to {b}."],
-    "down": ["Count down from {a} to {b} for {name}.", "Count for {name} from {a} down to {b}.",
-             "{name} wants to count down from {a} to {b}."],
-    "say": ["Say {word} {n} times to {name}.", "Repeat {word} {n} times for {name}.", "{name} wants to hear {word} {n} times."],
-    "spell": ["Spell {word} for {name}.", "How is {word} spelt? Tell {name}.", "{name} wants to spell {word}."],
-    "days": ["Tell {name} the {n} days after {day}.", "Which {n} days follow {day}? Tell {name}.", "{name} asks for {n} days after {day}."],
-    "opposite": ["Tell {name} the opposite of {list}.", "What is the opposite of {list}? Ask {name}.", "{name} needs the opposite of {list}."],
-    "colour": ["Tell {name} the colour of {list}.", "Which colour has {list}? Tell {name}.", "{name} asks for the colour of {list}."],
-    "sound": ["What does {list} say? Tell {name}.", "Make the sound of {list} for {name}.", "{name} wants the sound of {list}."],
+OPPOSITE = {
+    a: b for pair in PAIRS.split() for x, y in [pair.split("-")] for a, b in ((x, y), (y, x))
 }
-WORDS = {"tell": THINGS, "up": NUMBERS, "down": NUMBERS, "say": THINGS, "spell": list("abcdefghijklmnoprstuwxy"), "days": DAYS,
-         "opposite": list(OPPOSITE), "colour": KINDS["colours"], "sound": list(SOUND.values())}
-ORDERED = ("up", "down", "spell", "days")          # in the other families the order of the items is free
+COLOUR = dict(
+    p.split("-")
+    for p in (
+        "snow-white grass-green coal-black blood-red sky-blue sun-yellow mud-brown "
+        "milk-white leaf-green night-black sea-blue rose-pink"
+    ).split()
+)
+SOUND = dict(
+    p.split("-")
+    for p in (
+        "cow-moo dog-woof cat-meow duck-quack hen-cluck pig-oink bee-buzz owl-hoot "
+        "goat-baa lion-roar snake-hiss frog-croak"
+    ).split()
+)
+PHRASINGS = {
+    "tell": [
+        "Tell {name} about {list}.",
+        "Name {list} for {name}.",
+        "{name} wants to hear about {list}.",
+        "Please say {list} to {name}.",
+    ],
+    "kind": [
+        "Give {name} {n} {kind}.",
+        "Name {n} {kind} for {name}.",
+        "{name} needs {n} {kind}.",
+        "Think of {n} {kind} for {name}.",
+    ],
+    "up": [
+        "Count up from {a} to {b} for {name}.",
+        "Count for {name} from {a} up to {b}.",
+        "{name} wants to count up from {a} to {b}.",
+    ],
+    "down": [
+        "Count down from {a} to {b} for {name}.",
+        "Count for {name} from {a} down to {b}.",
+        "{name} wants to count down from {a} to {b}.",
+    ],
+    "say": [
+        "Say {word} {n} times to {name}.",
+        "Repeat {word} {n} times for {name}.",
+        "{name} wants to hear {word} {n} times.",
+    ],
+    "spell": [
+        "Spell {word} for {name}.",
+        "How is {word} spelt? Tell {name}.",
+        "{name} wants to spell {word}.",
+    ],
+    "days": [
+        "Tell {name} the {n} days after {day}.",
+        "Which {n} days follow {day}? Tell {name}.",
+        "{name} asks for {n} days after {day}.",
+    ],
+    "opposite": [
+        "Tell {name} the opposite of {list}.",
+        "What is the opposite of {list}? Ask {name}.",
+        "{name} needs the opposite of {list}.",
+    ],
+    "colour": [
+        "Tell {name} the colour of {list}.",
+        "Which colour has {list}? Tell {name}.",
+        "{name} asks for the colour of {list}.",
+    ],
+    "sound": [
+        "What does {list} say? Tell {name}.",
+        "Make the sound of {list} for {name}.",
+        "{name} wants the sound of {list}.",
+    ],
+}
+WORDS = {
+    "tell": THINGS,
+    "up": NUMBERS,
+    "down": NUMBERS,
+    "say": THINGS,
+    "spell": list("abcdefghijklmnoprstuwxy"),
+    "days": DAYS,
+    "opposite": list(OPPOSITE),
+    "colour": KINDS["colours"],
+    "sound": list(SOUND.values()),
+}
+ORDERED = ("up", "down", "spell", "days")  # in the other families the order of the items is free
 POINTS = ("relevant", "complete", "exact", "personal", "clear")
-RUBRIC = ("Judge the answer. One point each: relevant, complete, exact, personal, clear.\n"
-          "{prompt}\n{response}")
+RUBRIC = (
+    "Judge the answer. One point each: relevant, complete, exact, personal, clear.\n"
+    "{prompt}\n{response}"
+)
 
 
 @dataclass(frozen=True)
@@ -86,12 +150,24 @@ def join(words: Sequence[str]) -> str:
 
 def draw_slots(family: str, rng: random.Random) -> dict[str, str]:
     """Random values for the slots that the phrasings of one family use."""
-    source = {"tell": THINGS, "opposite": list(OPPOSITE), "colour": list(COLOUR), "sound": list(SOUND)}.get(family)
+    source = {
+        "tell": THINGS,
+        "opposite": list(OPPOSITE),
+        "colour": list(COLOUR),
+        "sound": list(SOUND),
+    }.get(family)
     ends = (low := rng.randrange(0, 11)), low + rng.randrange(2, 5)
     a, b = ends if family == "up" else reversed(ends)
-    return {"name": rng.choice(NAMES), "list": join(rng.sample(source, rng.randrange(2, 4))) if source else "",
-            "n": NUMBERS[rng.randrange(1, 4)], "kind": rng.choice(list(KINDS)), "day": rng.choice(DAYS),
-            "word": rng.choice(SHORT if family == "spell" else THINGS), "a": NUMBERS[a], "b": NUMBERS[b]}
+    return {
+        "name": rng.choice(NAMES),
+        "list": join(rng.sample(source, rng.randrange(2, 4))) if source else "",
+        "n": NUMBERS[rng.randrange(1, 4)],
+        "kind": rng.choice(list(KINDS)),
+        "day": rng.choice(DAYS),
+        "word": rng.choice(SHORT if family == "spell" else THINGS),
+        "a": NUMBERS[a],
+        "b": NUMBERS[b],
+    }
 
 
 def expected(family: str, slots: dict[str, str]) -> tuple[str, ...]:
@@ -100,7 +176,7 @@ def expected(family: str, slots: dict[str, str]) -> tuple[str, ...]:
     n = NUMBERS.index(slots["n"]) + 1 if "n" in slots else 0
     if family in ("up", "down"):
         a, b = NUMBERS.index(slots["a"]), NUMBERS.index(slots["b"])
-        return tuple(NUMBERS[a:b + 1] if family == "up" else NUMBERS[b:a + 1][::-1])
+        return tuple(NUMBERS[a : b + 1] if family == "up" else NUMBERS[b : a + 1][::-1])
     if family == "days":
         return tuple(DAYS[(DAYS.index(slots["day"]) + i) % 7] for i in range(1, n + 1))
     if family == "say":
@@ -122,9 +198,13 @@ PATTERNS = [(family, _pattern(p)) for family, phrasings in PHRASINGS.items() for
 def read_task(prompt: str) -> Task | None:
     """The task that a text asks for; None where the text is no task of this world."""
     for family, pattern in PATTERNS:
-        if (match := pattern.fullmatch(prompt.strip())) and (slots := match.groupdict())["name"] in NAMES:
+        if (match := pattern.fullmatch(prompt.strip())) and (slots := match.groupdict())[
+            "name"
+        ] in NAMES:
             try:
-                if family == "kind" and (n := NUMBERS.index(slots["n"]) + 1) <= len(KINDS[slots["kind"]]):
+                if family == "kind" and (n := NUMBERS.index(slots["n"]) + 1) <= len(
+                    KINDS[slots["kind"]]
+                ):
                     return Task(prompt, family, slots["name"], kind=slots["kind"], n=n)
                 items = () if family == "kind" else expected(family, slots)
             except (KeyError, ValueError):
@@ -177,11 +257,26 @@ def flawed(draft: Draft, flaw: str, task: Task, rng: random.Random) -> Draft:
         items[at - 1], items[at] = items[at], items[at - 1]
     elif flaw == "off-topic":
         items = perfect(draw_task(rng), rng).items
-    return draft._replace(items=items, name=rng.choice(NAMES) if flaw == "name" else draft.name,
-                          capital=draft.capital and flaw != "capital", stop=draft.stop and flaw != "stop")
+    return draft._replace(
+        items=items,
+        name=rng.choice(NAMES) if flaw == "name" else draft.name,
+        capital=draft.capital and flaw != "capital",
+        stop=draft.stop and flaw != "stop",
+    )
 
 
-FLAWS = ["missing", "extra", "wrong", "repeat", "double", "swap", "off-topic", "name", "capital", "stop"]
+FLAWS = [
+    "missing",
+    "extra",
+    "wrong",
+    "repeat",
+    "double",
+    "swap",
+    "off-topic",
+    "name",
+    "capital",
+    "stop",
+]
 
 
 def demonstration(task: Task, rng: random.Random) -> str:
@@ -205,7 +300,11 @@ def points(task: Task, answer: str) -> tuple[bool, ...]:
         relevant = any(w in task.items for w in items)
         complete = all(items.count(w) >= task.items.count(w) for w in task.items)
         rest_of = iter(task.items)
-        exact = all(w in rest_of for w in items) if task.family in ORDERED else not Counter(items) - Counter(task.items)
+        exact = (
+            all(w in rest_of for w in items)
+            if task.family in ORDERED
+            else not Counter(items) - Counter(task.items)
+        )
     clear = answer[:1].isupper() and answer.endswith(".")
     return relevant, complete, relevant and exact, name.lower() == task.name.lower(), clear
 
@@ -219,7 +318,10 @@ def oracle(prompt: str, answer: str) -> int | None:
 def verdict(task: Task, answer: str) -> str:
     """The verdict a faultless judge writes: reasons first, then the score line."""
     got = points(task, answer)
-    return ", ".join(f"{p} {'yes' if g else 'no'}" for p, g in zip(POINTS, got)) + f".\nScore: {sum(got)}"
+    return (
+        ", ".join(f"{p} {'yes' if g else 'no'}" for p, g in zip(POINTS, got))
+        + f".\nScore: {sum(got)}"
+    )
 
 
 # ---- data ----
@@ -246,4 +348,7 @@ def held_out_ranked(count: int) -> list[dict]:
     rng = random.Random("held-out answers, second exam")
     tasks = [draw_task(rng, held_out=True) for _ in range(count)]
     answers = [[demonstration(t, rng) for _ in range(5)] for t in tasks]
-    return [{"prompt": t.prompt, "responses": a, "ranks": [5 - sum(points(t, x)) for x in a]} for t, a in zip(tasks, answers)]
+    return [
+        {"prompt": t.prompt, "responses": a, "ranks": [5 - sum(points(t, x)) for x in a]}
+        for t, a in zip(tasks, answers)
+    ]

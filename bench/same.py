@@ -6,6 +6,7 @@ The yardstick is the plain model in fp32: one text at a time, no cache, no batch
 it. Against it: `generate` in fp32 and in bf16, all texts side by side, packed weights, shared prefix. In fp32 the texts should
 be equal; bf16 rounds logits to some three digits, so now and then another of two nearly equal tokens comes first.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from sample import Sampling, generate, sampling_copy  # noqa: E402
 
 
 @torch.inference_mode()
-def plain(model: GPT, prompt: list[int], ends: list[int], limit: int) -> tuple[list[int], list[float]]:
+def plain(
+    model: GPT, prompt: list[int], ends: list[int], limit: int
+) -> tuple[list[int], list[float]]:
     """The greedy text, and by how much each of its tokens beat the second."""
     tokens, leads = [], []
     while len(tokens) < limit and not (tokens and tokens[-1] in ends):
@@ -30,21 +33,44 @@ def plain(model: GPT, prompt: list[int], ends: list[int], limit: int) -> tuple[l
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Greedy texts, fast and plain.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description="Greedy texts, fast and plain.", allow_abbrev=False
+    )
     parser.add_argument("--model", required=True, help="a Hugging Face directory")
     parser.add_argument("--ift", required=True, help="instructions to answer")
     parser.add_argument("--count", type=int, default=16, help="how many of them [%(default)s]")
-    parser.add_argument("--limit", type=int, default=48, help="tokens of an answer, at most [%(default)s]")
+    parser.add_argument(
+        "--limit", type=int, default=48, help="tokens of an answer, at most [%(default)s]"
+    )
     args = parser.parse_args()
     model, chat = load(args.model), Chat(args.model)
-    prompts = [chat.prompt(r["prompt"]) for r in read_ift(args.ift)[:args.count]]
+    prompts = [chat.prompt(r["prompt"]) for r in read_ift(args.ift)[: args.count]]
     wanted = [plain(model, p, chat.eos_ids, args.limit) for p in prompts]
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        found = [c.tokens for c, in generate(sampling_copy(model, dtype), chat, prompts, Sampling(args.limit, temperature=0), key="same")]
-        apart = [next((i, lead) for i, (a, b, lead) in enumerate(zip(f, w, leads)) if a != b) for f, (w, leads) in zip(found, wanted) if f != w]
-        told = (f", the others part at token {sorted(i for i, _ in apart)}, where the first led the second by at most "
-                f"{max(lead for _, lead in apart):.3f} logits" if apart else "")
-        print(f"{name}: {len(prompts) - len(apart)} of {len(prompts)} texts equal ({sum(len(w) for w, _ in wanted)} tokens in all){told}")
+        found = [
+            c.tokens
+            for (c,) in generate(
+                sampling_copy(model, dtype),
+                chat,
+                prompts,
+                Sampling(args.limit, temperature=0),
+                key="same",
+            )
+        ]
+        apart = [
+            next((i, lead) for i, (a, b, lead) in enumerate(zip(f, w, leads)) if a != b)
+            for f, (w, leads) in zip(found, wanted)
+            if f != w
+        ]
+        told = (
+            f", the others part at token {sorted(i for i, _ in apart)}, where the first led the second by at most "
+            f"{max(lead for _, lead in apart):.3f} logits"
+            if apart
+            else ""
+        )
+        print(
+            f"{name}: {len(prompts) - len(apart)} of {len(prompts)} texts equal ({sum(len(w) for w, _ in wanted)} tokens in all){told}"
+        )
 
 
 if __name__ == "__main__":

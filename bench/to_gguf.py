@@ -5,6 +5,7 @@
 For compare.py only: llama.cpp's own converter is not in its Python package. Q and K rows are regrouped, as llama.cpp rotates
 neighbouring numbers where Hugging Face checkpoints rotate halves.
 """
+
 import json
 import sys
 from pathlib import Path
@@ -12,9 +13,20 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-NAMES = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-         "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-         "post_attention_layernorm": "ffn_norm", "embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}
+NAMES = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "embed_tokens": "token_embd",
+    "norm": "output_norm",
+    "lm_head": "output",
+}
 
 
 def tensors(path: Path):
@@ -56,10 +68,14 @@ def main(folder: str, path: str) -> None:
             n = heads if "q_proj" in short else groups
             bits = bits.reshape(n, 2, -1, bits.shape[1]).swapaxes(1, 2).reshape(bits.shape)
         target = f"blk.{layer}{NAMES[short]}.weight" if layer else f"{NAMES[short]}.weight"
-        if bits.ndim == 1:                                          # norms are read in fp32
+        if bits.ndim == 1:  # norms are read in fp32
             writer.add_tensor(target, (bits.astype(np.uint32) << 16).view(np.float32))
         else:
-            writer.add_tensor(target, np.ascontiguousarray(bits).view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
+            writer.add_tensor(
+                target,
+                np.ascontiguousarray(bits).view(np.uint8),
+                raw_dtype=gguf.GGMLQuantizationType.BF16,
+            )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -2,6 +2,7 @@
 
 `command` executes a script inside this process (same code, no second import of torch); `finished` is the real thing.
 """
+
 import contextlib
 import io
 import json
@@ -16,7 +17,7 @@ from typing import NamedTuple
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")           # models this small only wait for a second thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
@@ -28,32 +29,58 @@ from model import GPT, GPTConfig, save  # noqa: E402
 
 TINY = "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16".split()
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|unused|>"]
-CHATML = ("{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-          "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
-def write_tokenizer(folder: Path, *, specials: Sequence[str] = SPECIALS, merges: Sequence[str] = (), **settings) -> Path:
+def write_tokenizer(
+    folder: Path, *, specials: Sequence[str] = SPECIALS, merges: Sequence[str] = (), **settings
+) -> Path:
     """A byte-level tokenizer of 260 ids in `folder`, with ChatML unless `settings` name another template.
 
     `merges` are two-character tokens beyond the bytes, such as "\u01205" for a 5 with its space.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({c: i for i, c in enumerate([*specials, *alphabet, *merges])}, [tuple(m) for m in merges]))
+    tokenizer = Tokenizer(
+        models.BPE(
+            {c: i for i, c in enumerate([*specials, *alphabet, *merges])},
+            [tuple(m) for m in merges],
+        )
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(specials))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    own = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "chat_template": CHATML, **settings}
-    (folder / "tokenizer_config.json").write_text(json.dumps({k: v for k, v in own.items() if v is not None}))
+    own = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "chat_template": CHATML,
+        **settings,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({k: v for k, v in own.items() if v is not None})
+    )
     return folder
 
 
 def tiny_gpt(cls=GPT, *, seed: int = 0, vocab: int = 260, **sizes) -> GPT:
     """Two layers, four heads over two key/value heads; weights large enough that every token read matters."""
-    config = GPTConfig(**{"vocab_size": vocab, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
-                          "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
-                          "max_position_embeddings": 512, **sizes})
+    config = GPTConfig(
+        **{
+            "vocab_size": vocab,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 8,
+            "max_position_embeddings": 512,
+            **sizes,
+        }
+    )
     torch.manual_seed(seed)
     model = cls(config)
     with torch.no_grad():
@@ -84,13 +111,18 @@ def leaning_gpt(logits: dict[int, float], *, seed: int = 0, **sizes) -> GPT:
     """A GPT that can be saved, and that adds these logits whatever it has read: one hidden number never changes."""
     model = tiny_gpt(seed=seed, tie_word_embeddings=False, **sizes)
     with torch.no_grad():
-        model.embed_tokens.weight[:, 0], model.norm.weight[0], model.lm_head.weight[:, 0] = 100, 1, 0
+        model.embed_tokens.weight[:, 0], model.norm.weight[0], model.lm_head.weight[:, 0] = (
+            100,
+            1,
+            0,
+        )
         for token, logit in logits.items():
-            model.lm_head.weight[token, 0] = logit / model.config.hidden_size ** 0.5
+            model.lm_head.weight[token, 0] = logit / model.config.hidden_size**0.5
     return model
 
 
 # ---- command lines ----
+
 
 class Done(NamedTuple):
     code: int
@@ -123,7 +155,9 @@ def assert_refused(done: Done, *says: str) -> None:
 def finished(tmp_path_factory) -> Path:
     """A directory in which the real command has made one tiny run."""
     folder = tmp_path_factory.mktemp("finished")
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *TINY], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     (folder / "stdout.txt").write_text(done.stdout)
     return folder
@@ -131,7 +165,7 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_machine_in_fp32(monkeypatch):
-    """"auto" is fp32, whatever this processor can do: tests see the same numbers everywhere. Those of bf16 ask for it."""
+    """ "auto" is fp32, whatever this processor can do: tests see the same numbers everywhere. Those of bf16 ask for it."""
     for unit in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, unit, lambda: False)
 
@@ -147,7 +181,9 @@ def checkpoint(cwd) -> Path:
     """A random llama with ChatML, half of whose ids end an answer."""
     folder = write_tokenizer(cwd / "llama")
     save(tiny_gpt(model_type="llama", max_position_embeddings=2048), folder)
-    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, *range(132, 260)]}))
+    (folder / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": [1, *range(132, 260)]})
+    )
     return folder
 
 

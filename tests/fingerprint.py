@@ -6,6 +6,7 @@ In: the commands as people run them.  Out: `stage hash` lines over texts, scores
 The first run is the toy. The second is a random llama that learns from files of people: instructions, ranked answers and
 prompts. Seconds, dates and the report are left out. Hashes differ between machines and versions of torch.
 """
+
 import hashlib
 import json
 import os
@@ -23,7 +24,12 @@ LLAMA = (
     "--model llama --ift ift.jsonl --ranked ranked.jsonl --prompts prompts.jsonl --judge expected --iters 2 --n-prompts 12 "
     "--n 3 --exam 6 --max-new-tokens 12 --batch-size 8 --dpo-lr 1e-3 --replay 4 --nll 0.5 --dropout 0.1 --rubric rubric.txt --run llama"
 )
-TIMED = ("config.json", "log.jsonl", "metrics.jsonl", "report.html")     # files that hold seconds, dates or paths
+TIMED = (
+    "config.json",
+    "log.jsonl",
+    "metrics.jsonl",
+    "report.html",
+)  # files that hold seconds, dates or paths
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
@@ -33,20 +39,29 @@ def write_lines(path: Path, rows: list[dict]) -> None:
 def make_llama(folder: Path) -> None:
     """A random llama that likes digits after "Score:" and ends half of its answers, and files of people for it."""
     write_tokenizer(folder / "llama")
-    likely = {i: 6.0 for i in range(19, 25)} | {1: 6.5}                  # the bytes 0 to 5, and an end
+    likely = {i: 6.0 for i in range(19, 25)} | {1: 6.5}  # the bytes 0 to 5, and an end
     save(leaning_gpt(likely, model_type="llama", max_position_embeddings=2048), folder / "llama")
     ends = {"eos_token_id": [1, *range(132, 260)]}
     (folder / "llama" / "generation_config.json").write_text(json.dumps(ends))
     rng = random.Random(0)
     words = "red blue fast slow cat dog tree river stone light".split()
     sentence = lambda: " ".join(rng.choices(words, k=rng.randrange(2, 6)))
-    write_lines(folder / "ift.jsonl", [{"prompt": f"Ask {i}: {sentence()}?", "response": sentence()} for i in range(24)])
+    write_lines(
+        folder / "ift.jsonl",
+        [{"prompt": f"Ask {i}: {sentence()}?", "response": sentence()} for i in range(24)],
+    )
     groups = [
-        {"prompt": f"Rank {i}: {sentence()}?", "responses": [sentence() for _ in range(3)], "ranks": rng.sample(range(3), 3)}
+        {
+            "prompt": f"Rank {i}: {sentence()}?",
+            "responses": [sentence() for _ in range(3)],
+            "ranks": rng.sample(range(3), 3),
+        }
         for i in range(30)
     ]
     write_lines(folder / "ranked.jsonl", groups)
-    write_lines(folder / "prompts.jsonl", [{"prompt": f"New {i}: {sentence()}?"} for i in range(24)])
+    write_lines(
+        folder / "prompts.jsonl", [{"prompt": f"New {i}: {sentence()}?"} for i in range(24)]
+    )
     (folder / "rubric.txt").write_text("Rate {response}\nfor {prompt}\n")
 
 
@@ -62,7 +77,11 @@ def run(folder: Path, settings: str, *, script: str = "train.py") -> None:
 def hashes(run: Path) -> dict[str, str]:
     """File -> hash of its bytes; of metrics.jsonl without seconds."""
     files = sorted(p for p in run.rglob("*") if p.is_file() and p.name not in TIMED)
-    contents = {str(p.relative_to(run)): p.read_bytes() for p in files if p.suffix in (".jsonl", ".safetensors")}
+    contents = {
+        str(p.relative_to(run)): p.read_bytes()
+        for p in files
+        if p.suffix in (".jsonl", ".safetensors")
+    }
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     for row in metrics:
         del row["seconds"]
@@ -76,7 +95,11 @@ def fingerprint() -> dict[str, str]:
         make_llama(folder)
         run(folder, TOY)
         run(folder, LLAMA)
-        return {f"{name}/{file}": value for name in ("toy", "llama") for file, value in hashes(folder / "runs" / name).items()}
+        return {
+            f"{name}/{file}": value
+            for name in ("toy", "llama")
+            for file, value in hashes(folder / "runs" / name).items()
+        }
 
 
 if __name__ == "__main__":

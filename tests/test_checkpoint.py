@@ -1,4 +1,5 @@
 """Runs on a checkpoint of the real layout (a tiny random llama): the judge data of the paper, other writers, other judges, export."""
+
 import json
 import random
 from collections import Counter
@@ -17,7 +18,11 @@ from data import TRAVELS, Chat, read_jsonl, write_jsonl
 from model import load, save
 from sample import Completion
 
-VERDICTS = {"good": "Helps a lot.\nScore: 5", "fair": "Helps a bit.\nScore: 3", "poor": "I would rather not say."}
+VERDICTS = {
+    "good": "Helps a lot.\nScore: 5",
+    "fair": "Helps a bit.\nScore: 3",
+    "poor": "I would rather not say.",
+}
 RUBRIC = "Rate {response}\nfor {prompt}\n"
 
 
@@ -28,12 +33,32 @@ def weights(folder: Path) -> bytes:
 @pytest.fixture
 def people(cwd) -> list:
     """Instructions and ranked answers as files; returns the arguments that name them, and that keep a run short."""
-    write_jsonl(cwd / "ift.jsonl", [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(12)])
-    write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", "responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]}
-                                       for i in range(20)])
+    write_jsonl(
+        cwd / "ift.jsonl",
+        [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(12)],
+    )
+    write_jsonl(
+        cwd / "ranked.jsonl",
+        [
+            {"prompt": f"Ask {i}?", "responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]}
+            for i in range(20)
+        ],
+    )
     (cwd / "rubric.txt").write_text(RUBRIC)
-    return ["--ift", "ift.jsonl", "--ranked", "ranked.jsonl", "--rubric", "rubric.txt", "--exam", 4, "--max-new-tokens", 12,
-            "--max-verdict-tokens", 8]
+    return [
+        "--ift",
+        "ift.jsonl",
+        "--ranked",
+        "ranked.jsonl",
+        "--rubric",
+        "rubric.txt",
+        "--exam",
+        4,
+        "--max-new-tokens",
+        12,
+        "--max-verdict-tokens",
+        8,
+    ]
 
 
 @pytest.fixture
@@ -44,7 +69,10 @@ def verdicts(monkeypatch):
 
     def write(model, chat, prompts, sampling, *, key, n, **_):
         calls[key] = len(prompts), model.embed_tokens.weight[5].tolist()
-        texts = [next((v for w, v in table.items() if w in text), f"Hm.\nScore: {len(text) % 6}") for text in map(chat.decode, prompts)]
+        texts = [
+            next((v for w, v in table.items() if w in text), f"Hm.\nScore: {len(text) % 6}")
+            for text in map(chat.decode, prompts)
+        ]
         return [[Completion(chat.response(t) + [chat.eos], True)] * n for t in texts]
 
     monkeypatch.setattr(judge, "generate", write)
@@ -82,6 +110,7 @@ def free(prompts) -> list[str]:
 
 # ---- judge data from ranked answers ----
 
+
 def test_judge_data_of_the_paper(cwd, checkpoint, people, verdicts, learnt):
     """Guards against: verdicts by the wrong model, or that contradict people, trained on; an M_1 that never sees them; an SFT
     on answers that is kept where only the verdicts should be."""
@@ -90,19 +119,34 @@ def test_judge_data_of_the_paper(cwd, checkpoint, people, verdicts, learnt):
     _, calls = verdicts
     asked = free(f"Ask {i}?" for i in range(20))
     rows = read_jsonl(run / "t0" / "verdicts.jsonl")
-    assert Counter(v["text"] for v in rows) == {text: 2 * len(asked) for text in VERDICTS.values()} and 12 <= len(asked) < 20
+    assert (
+        Counter(v["text"] for v in rows) == {text: 2 * len(asked) for text in VERDICTS.values()}
+        and 12 <= len(asked) < 20
+    )
     eft = read_jsonl(run / "t0" / "eft.jsonl")
-    assert Counter((r["response"], r["verdict"]) for r in eft) == {(w, VERDICTS[w]): 2 * len(asked) for w in ("good", "fair")}
+    assert Counter((r["response"], r["verdict"]) for r in eft) == {
+        (w, VERDICTS[w]): 2 * len(asked) for w in ("good", "fair")
+    }
     assert {r["prompt"] for r in eft} == set(asked)
     n = 2 * len(asked)
     assert f"{3 * n} written, {2 * n} readable, {2 * n} agreeing, {2 * n} kept" in told(run, "eft")
     (_, answers, first), (_, both, second) = learnt
     chat = Chat(run / "M1")
-    texts = lambda examples: Counter((chat.decode(e.prompt), chat.decode(e.response)) for e in examples)
-    wanted = Counter((f"user\nRate {r['response']}\nfor {r['prompt']}\n\nassistant\n", r["verdict"]) for r in eft)
-    assert texts(both) - texts(answers) == wanted and texts(answers) <= texts(both) and len(answers) >= 6
+    texts = lambda examples: Counter(
+        (chat.decode(e.prompt), chat.decode(e.response)) for e in examples
+    )
+    wanted = Counter(
+        (f"user\nRate {r['response']}\nfor {r['prompt']}\n\nassistant\n", r["verdict"]) for r in eft
+    )
+    assert (
+        texts(both) - texts(answers) == wanted
+        and texts(answers) <= texts(both)
+        and len(answers) >= 6
+    )
     assert first == second == base, "M_1 starts from M_0, not from the writer of the verdicts"
-    assert calls["0 verdicts 0"][0] == 3 * len(asked) and calls["0 verdicts 0"][1] != base, "the writer has learnt to answer"
+    assert calls["0 verdicts 0"][0] == 3 * len(asked) and calls["0 verdicts 0"][1] != base, (
+        "the writer has learnt to answer"
+    )
     assert weights(run / "M1") != weights(checkpoint)
 
 
@@ -117,7 +161,11 @@ def test_auto_picks_by_readability(cwd, checkpoint, people, verdicts, good, styl
     assert calls["0 readable"] == (6, base), "two groups, by M_0"
     assert f"as {share} of 6 verdicts by M0 can be read" in told(run, "eft")
     texts = {r["verdict"] for r in read_jsonl(run / "t0" / "eft.jsonl")}
-    assert texts == ({VERDICTS["good"], VERDICTS["fair"]} if style == "verdict" else {"Score: 5", "Score: 3", "Score: 1"})
+    assert texts == (
+        {VERDICTS["good"], VERDICTS["fair"]}
+        if style == "verdict"
+        else {"Score: 5", "Score: 3", "Score: 1"}
+    )
     assert (run / "t0" / "verdicts.jsonl").exists() == (style == "verdict")
 
 
@@ -125,8 +173,13 @@ def test_score_lines_need_no_judge(cwd, checkpoint, people, verdicts, learnt):
     """Guards against: --eft-style score that still asks the model."""
     run = started(cwd, checkpoint, *people, "--eft-style", "score")
     assert {(r["response"], r["verdict"]) for r in read_jsonl(run / "t0" / "eft.jsonl")} == {
-        ("good", "Score: 5"), ("fair", "Score: 3"), ("poor", "Score: 1")}
-    assert not [key for key in verdicts[1] if "exam" not in key] and [name for name, _, _ in learnt] == ["sft"]
+        ("good", "Score: 5"),
+        ("fair", "Score: 3"),
+        ("poor", "Score: 1"),
+    }
+    assert not [key for key in verdicts[1] if "exam" not in key] and [
+        name for name, _, _ in learnt
+    ] == ["sft"]
     assert not (run / "t0" / "verdicts.jsonl").exists()
 
 
@@ -144,14 +197,22 @@ def test_resume_takes_the_judge_data_as_they_are(cwd, checkpoint, people, verdic
     before, eft = weights(run / "M1"), (run / "t0" / "eft.jsonl").read_bytes()
 
     def forget(*names: str) -> None:
-        for name in (*names, "exam/M1.jsonl", "metrics.jsonl", *(f"M1/{p.name}" for p in (run / "M1").iterdir())):
+        for name in (
+            *names,
+            "exam/M1.jsonl",
+            "metrics.jsonl",
+            *(f"M1/{p.name}" for p in (run / "M1").iterdir()),
+        ):
             (run / name).unlink()
         (run / "M1").rmdir()
         verdicts[1].clear()
 
     forget()
     started(cwd, checkpoint, *args)
-    assert weights(run / "M1") == before and set(verdicts[1]) == {"0 exam verdicts", "0 exam ranked"}
+    assert weights(run / "M1") == before and set(verdicts[1]) == {
+        "0 exam verdicts",
+        "0 exam ranked",
+    }
     forget("t0/eft.jsonl")
     started(cwd, checkpoint, *args)
     assert weights(run / "M1") == before and (run / "t0" / "eft.jsonl").read_bytes() == eft
@@ -163,46 +224,110 @@ def test_resume_takes_the_judge_data_as_they_are(cwd, checkpoint, people, verdic
 
 # ---- what is learnt and what is measured ----
 
+
 def test_exam_and_judge_data_share_no_prompt(cwd):
     """Guards against: a judge measured on what it was trained on, whichever files the prompts came from, and however often."""
     rng = random.Random(0)
     prompts = [f"Prompt number {i}?" for i in range(300)]
     some = lambda: [rng.choice(prompts) for _ in range(150)]
-    message = lambda text, *replies, **own: {"text": text, "lang": "en", "replies": list(replies), **own}
+    message = lambda text, *replies, **own: {
+        "text": text,
+        "lang": "en",
+        "replies": list(replies),
+        **own,
+    }
     write_jsonl(cwd / "ift.jsonl", [{"instruction": p, "output": "So."} for p in some()])
-    write_jsonl(cwd / "eft.jsonl", [{"prompt": p, "response": "So.", "verdict": "Score: 4"} for p in some()])
-    write_jsonl(cwd / "ranked.jsonl", [{"prompt": p, "responses": ["a", "b"], "ranks": [0, 1]} for p in some()])
-    write_jsonl(cwd / "trees.jsonl", [{"prompt": message(p, message("a", rank=0), message("b", rank=1))} for p in some()])
-    files = dict(ift="ift.jsonl", eft="eft.jsonl", ranked="ranked.jsonl", oasst="trees.jsonl", exam=1000, seed_limit=1000)
+    write_jsonl(
+        cwd / "eft.jsonl", [{"prompt": p, "response": "So.", "verdict": "Score: 4"} for p in some()]
+    )
+    write_jsonl(
+        cwd / "ranked.jsonl",
+        [{"prompt": p, "responses": ["a", "b"], "ranks": [0, 1]} for p in some()],
+    )
+    write_jsonl(
+        cwd / "trees.jsonl",
+        [{"prompt": message(p, message("a", rank=0), message("b", rank=1))} for p in some()],
+    )
+    files = dict(
+        ift="ift.jsonl",
+        eft="eft.jsonl",
+        ranked="ranked.jsonl",
+        oasst="trees.jsonl",
+        exam=1000,
+        seed_limit=1000,
+    )
     config = Config(model="x", **files)
     seeds = train.gather(config, False)
     groups = {g["prompt"] for g in seeds.exam.groups}
-    learnt = {r["prompt"] for rows in (seeds.ift, seeds.eft, seeds.groups) for r in rows} | {*seeds.prompts}
+    learnt = {r["prompt"] for rows in (seeds.ift, seeds.eft, seeds.groups) for r in rows} | {
+        *seeds.prompts
+    }
     assert len(groups) > 20 and len({*seeds.exam.prompts}) > 20 and len(learnt) > 100
     assert not learnt & (groups | {*seeds.exam.prompts})
-    assert len(seeds.groups) + len(seeds.exam.groups) == 300 and len(seeds.ift) + len(seeds.exam.prompts) == 300, "nothing is lost"
+    assert (
+        len(seeds.groups) + len(seeds.exam.groups) == 300
+        and len(seeds.ift) + len(seeds.exam.prompts) == 300
+    ), "nothing is lost"
     other = train.gather(Config(model="x", **files, seed=1), False)
-    assert other.exam == seeds.exam and other.eft != seeds.eft, "the exam is the same for every seed"
+    assert other.exam == seeds.exam and other.eft != seeds.eft, (
+        "the exam is the same for every seed"
+    )
 
 
 def test_open_assistant_trees(cwd, checkpoint, people, verdicts):
     """Guards against: --oasst and --lang that are read and not used."""
     reply = lambda text, rank, lang: {"text": text, "lang": lang, "rank": rank}
-    root = lambda text, lang: {"text": text, "lang": lang, "replies": [reply("fair", 1, lang), reply("good", 0, lang)]}
-    write_jsonl(cwd / "trees.jsonl", [{"prompt": root(f"{ask} {i}?", lang)} for i in range(12) for lang, ask in (("en", "Why"), ("de", "Warum"))])
-    run = started(cwd, checkpoint, "--oasst", "trees.jsonl", "--lang", "de", "--eft-style", "score", *people[4:])
+    root = lambda text, lang: {
+        "text": text,
+        "lang": lang,
+        "replies": [reply("fair", 1, lang), reply("good", 0, lang)],
+    }
+    write_jsonl(
+        cwd / "trees.jsonl",
+        [
+            {"prompt": root(f"{ask} {i}?", lang)}
+            for i in range(12)
+            for lang, ask in (("en", "Why"), ("de", "Warum"))
+        ],
+    )
+    run = started(
+        cwd,
+        checkpoint,
+        "--oasst",
+        "trees.jsonl",
+        "--lang",
+        "de",
+        "--eft-style",
+        "score",
+        *people[4:],
+    )
     eft, exam = read_jsonl(run / "t0" / "eft.jsonl"), read_jsonl(run / "exam" / "ranked.jsonl")
     asked = {r["prompt"] for r in exam} | {r["prompt"] for r in eft}
-    assert asked == {f"Warum {i}?" for i in range(12)} and not {r["prompt"] for r in exam} & {r["prompt"] for r in eft}
-    assert all(g["responses"] == ["good", "fair"] for g in exam) and {r["verdict"] for r in eft} == {"Score: 5", "Score: 1"}
-    assert {r["prompt"] for r in read_jsonl(run / "exam" / "M1.jsonl")} == {g["prompt"] for g in exam}
+    assert asked == {f"Warum {i}?" for i in range(12)} and not {r["prompt"] for r in exam} & {
+        r["prompt"] for r in eft
+    }
+    assert all(g["responses"] == ["good", "fair"] for g in exam) and {
+        r["verdict"] for r in eft
+    } == {"Score: 5", "Score: 1"}
+    assert {r["prompt"] for r in read_jsonl(run / "exam" / "M1.jsonl")} == {
+        g["prompt"] for g in exam
+    }
     assert f"{len(eft) // 2} answers and {len(eft)} verdicts" in told(run, "sft")
-    french = command("train.py", "--model", checkpoint, "--run", "b", "--oasst", "trees.jsonl", "--lang", "fr")
+    french = command(
+        "train.py", "--model", checkpoint, "--run", "b", "--oasst", "trees.jsonl", "--lang", "fr"
+    )
     assert_refused(french, "trees.jsonl", "'fr'", "--lang")
 
 
-@pytest.mark.parametrize("args, says", [([], ["nothing to start from", "--oasst"]), (["--oasst", "nowhere.jsonl.gz"], ["nowhere.jsonl.gz"]),
-                                        (["--judge", "guessed"], ["--judge must be one of sampled, expected"])], ids=str)
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ([], ["nothing to start from", "--oasst"]),
+        (["--oasst", "nowhere.jsonl.gz"], ["nowhere.jsonl.gz"]),
+        (["--judge", "guessed"], ["--judge must be one of sampled, expected"]),
+    ],
+    ids=str,
+)
 def test_starts_that_are_refused(cwd, checkpoint, args, says):
     """Guards against: a run on nothing, and settings that do not exist."""
     assert_refused(command("train.py", "--model", checkpoint, *args), *says)
@@ -211,16 +336,42 @@ def test_starts_that_are_refused(cwd, checkpoint, args, says):
 
 # ---- other writers, other readers ----
 
+
 def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
     """Guards against: --prompt-writer that is loaded and not asked, or asked in M_t's tokens; answers by it as well."""
-    folder, chat = cwd / "writer", Chat(write_tokenizer(cwd / "writer", specials=["<|begin|>", "<|im_end|>"], bos_token="<|begin|>"))
+    folder, chat = (
+        cwd / "writer",
+        Chat(
+            write_tokenizer(
+                cwd / "writer", specials=["<|begin|>", "<|im_end|>"], bos_token="<|begin|>"
+            )
+        ),
+    )
     ids = {c: chat.tokenizer.token_to_id(c) for c in "xyĠĊ"}
     save(leaning_gpt({ids["x"]: 30, ids["y"]: 30, ids["Ġ"]: 31, ids["Ċ"]: 30}, vocab=258), folder)
-    done = command("train.py", "--model", checkpoint, "--iters", 1, *people, "--eft-style", "score", "--prompt-writer", folder,
-                   "--n-prompts", 6, "--max-new-tokens", 40, "--rouge", 1)
-    assert_refused(done, "no preference pair")                      # a random judge: nothing more is wanted here
+    done = command(
+        "train.py",
+        "--model",
+        checkpoint,
+        "--iters",
+        1,
+        *people,
+        "--eft-style",
+        "score",
+        "--prompt-writer",
+        folder,
+        "--n-prompts",
+        6,
+        "--max-new-tokens",
+        40,
+        "--rouge",
+        1,
+    )
+    assert_refused(done, "no preference pair")  # a random judge: nothing more is wanted here
     prompts = [r["prompt"] for r in read_jsonl(cwd / "runs" / "llama" / "t1" / "prompts.jsonl")]
-    assert 0 < len(prompts) <= 6 and all(set(p) <= set("xy ") and len(p.split()) > 2 for p in prompts)
+    assert 0 < len(prompts) <= 6 and all(
+        set(p) <= set("xy ") and len(p.split()) > 2 for p in prompts
+    )
     answers = [r["response"] for r in read_jsonl(cwd / "runs" / "llama" / "t1" / "responses.jsonl")]
     assert any(set(a) - set("xy ") for a in answers)
 
@@ -228,37 +379,87 @@ def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
 def test_a_whole_run_with_expected_scores(cwd, checkpoint, people):
     """Guards against: --judge expected that ends in sampled verdicts, K of them, or in ties; a run that only its toy survives."""
     (cwd / "prompts.txt").write_text("".join(f"Question {i} of many?\n" for i in range(8)))
-    done = command("train.py", "--model", checkpoint, *people, "--eft-style", "score", "--judge", "expected", "--prompts", "prompts.txt",
-                   "--n-prompts", 8, "--sft-epochs", 6, "--sft-lr", 1e-2, "--temperature", 1, "--iters", 1, "--json")
+    done = command(
+        "train.py",
+        "--model",
+        checkpoint,
+        *people,
+        "--eft-style",
+        "score",
+        "--judge",
+        "expected",
+        "--prompts",
+        "prompts.txt",
+        "--n-prompts",
+        8,
+        "--sft-epochs",
+        6,
+        "--sft-lr",
+        1e-2,
+        "--temperature",
+        1,
+        "--iters",
+        1,
+        "--json",
+    )
     assert done.code == 0, done.err
     run = cwd / "runs" / "llama"
-    responses, rows, pairs = (read_jsonl(run / "t1" / f"{name}.jsonl") for name in ("responses", "verdicts", "pairs"))
+    responses, rows, pairs = (
+        read_jsonl(run / "t1" / f"{name}.jsonl") for name in ("responses", "verdicts", "pairs")
+    )
     judged = {(r["id"], r["response"]) for r in responses if r["finished"]}
-    assert len(rows) == len(judged) and all(set(r) == {"id", "sample", "vote", "text", "score", "digits"} for r in rows)
+    assert len(rows) == len(judged) and all(
+        set(r) == {"id", "sample", "vote", "text", "score", "digits"} for r in rows
+    )
     assert all((r["vote"], r["text"], len(r["digits"])) == (0, "", 6) for r in rows)
     for r in (r for r in rows if r["score"] is not None):
-        assert r["score"] == pytest.approx(sum(n * p for n, p in enumerate(r["digits"])) / sum(r["digits"]), abs=2e-3)
-    assert pairs and any(p["chosen_score"] % 1 for p in pairs) and all(p["chosen_score"] > p["rejected_score"] for p in pairs)
+        assert r["score"] == pytest.approx(
+            sum(n * p for n, p in enumerate(r["digits"])) / sum(r["digits"]), abs=2e-3
+        )
+    assert (
+        pairs
+        and any(p["chosen_score"] % 1 for p in pairs)
+        and all(p["chosen_score"] > p["rejected_score"] for p in pairs)
+    )
     metrics = read_jsonl(run / "metrics.jsonl")
-    assert [m["model"] for m in metrics] == ["M1", "M2"] and metrics == json.loads(done.out)["models"]
-    assert all(m["judge_parse_rate"] > 0.5 and 0 <= m["self_score"] <= 5 and m["true_score"] is None for m in metrics)
+    assert [m["model"] for m in metrics] == ["M1", "M2"] and metrics == json.loads(done.out)[
+        "models"
+    ]
+    assert all(
+        m["judge_parse_rate"] > 0.5 and 0 <= m["self_score"] <= 5 and m["true_score"] is None
+        for m in metrics
+    )
     assert weights(run / "M2") != weights(run / "M1")
 
 
 # ---- export ----
 
+
 def test_a_saved_model_is_whole(finished):
     """Guards against: a directory that transformers, or a server built on it, cannot use by itself (lucidrains #10)."""
     for name in ("M1", "M2"):
         folder = finished / "runs" / "toy" / name
-        config, tokenizer, rules = (kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer, GenerationConfig))
+        config, tokenizer, rules = (
+            kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer, GenerationConfig)
+        )
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        assert config.architectures == [type(model).__name__] and config.vocab_size == len(Chat(folder).newline) == len(tokenizer)
-        assert rules.eos_token_id == tokenizer.eos_token_id == Chat(folder).eos and tokenizer.chat_template
-        assert all((folder / f).read_bytes() == (ROOT / "seed" / f).read_bytes() for f in TRAVELS if (ROOT / "seed" / f).exists())
+        assert config.architectures == [type(model).__name__] and config.vocab_size == len(
+            Chat(folder).newline
+        ) == len(tokenizer)
+        assert (
+            rules.eos_token_id == tokenizer.eos_token_id == Chat(folder).eos
+            and tokenizer.chat_template
+        )
+        assert all(
+            (folder / f).read_bytes() == (ROOT / "seed" / f).read_bytes()
+            for f in TRAVELS
+            if (ROOT / "seed" / f).exists()
+        )
         ids = torch.tensor([Chat(folder).prompt("Spell cat for Mia.")])
-        written = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False)
-        assert tokenizer.decode(written[0, len(ids[0]):]) != ""
+        written = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
+        )
+        assert tokenizer.decode(written[0, len(ids[0]) :]) != ""
 
 
 def test_what_travels_with_a_model(cwd):
@@ -267,10 +468,23 @@ def test_what_travels_with_a_model(cwd):
         (cwd / "from" / name).parent.mkdir(exist_ok=True)
         (cwd / "from" / name).write_text(f"this is {name}")
     save(tiny_gpt(), cwd / "to", source=cwd / "from")
-    assert {p.name for p in (cwd / "to").iterdir()} == {*TRAVELS, "config.json", "model.safetensors"}
+    assert {p.name for p in (cwd / "to").iterdir()} == {
+        *TRAVELS,
+        "config.json",
+        "model.safetensors",
+    }
     assert all((cwd / "to" / name).read_text() == f"this is {name}" for name in TRAVELS)
-    needed = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model", "vocab.json",
-              "merges.txt", "generation_config.json", "chat_template.jinja"}
+    needed = {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "tokenizer.model",
+        "vocab.json",
+        "merges.txt",
+        "generation_config.json",
+        "chat_template.jinja",
+    }
     assert needed <= set(TRAVELS)
 
 
@@ -278,7 +492,9 @@ def test_pairs_are_what_trl_reads(finished):
     """Guards against: a pairs.jsonl that TRL's DPOTrainer refuses: prompt, chosen and rejected, each a text in every row, and
     columns of one kind throughout."""
     pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
-    assert pairs and all(isinstance(p[k], str) for p in pairs for k in ("prompt", "chosen", "rejected"))
+    assert pairs and all(
+        isinstance(p[k], str) for p in pairs for k in ("prompt", "chosen", "rejected")
+    )
     assert all(p["prompt"] and p["chosen"] != p["rejected"] for p in pairs)
     assert len({tuple(p) for p in pairs}) == 1 and "messages" not in pairs[0]
     assert len({tuple(isinstance(v, (int, float)) for v in p.values()) for p in pairs}) == 1

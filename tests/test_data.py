@@ -1,4 +1,5 @@
 """data.py: one prompt format, exact masks, exact ROUGE-L, and readers that say file and line."""
+
 import json
 import random
 from collections import Counter
@@ -10,20 +11,39 @@ from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
 from conftest import ROOT, SPECIALS, write_tokenizer
-from data import Candidate, Chat, Example, UserError, collate, read_jsonl, read_prompts, read_ranked, read_texts, write_jsonl
+from data import (
+    Candidate,
+    Chat,
+    Example,
+    UserError,
+    collate,
+    read_jsonl,
+    read_prompts,
+    read_ranked,
+    read_texts,
+    write_jsonl,
+)
 from prompts import Text, Texts
 
-LLAMA3 = ("{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
-          " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-          "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}")
-DEFAULT_SYSTEM = ("{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\n"
-                  "{%- for m in messages %}\n    {%- if m.role == 'tool' %}{% continue %}{% endif %}\n"
-                  "    {{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}\n{%- endfor %}\n"
-                  "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}\n")
+LLAMA3 = (
+    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
+    " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
+    "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+)
+DEFAULT_SYSTEM = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\n"
+    "{%- for m in messages %}\n    {%- if m.role == 'tool' %}{% continue %}{% endif %}\n"
+    "    {{- '<|im_start|>' ~ m.role ~ '\n' ~ m.content ~ '<|im_end|>\n' }}\n{%- endfor %}\n"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}\n"
+)
 TALKS = [
     [{"role": "user", "content": "Count up from two to four for Mia."}],
     [{"role": "user", "content": "  spaces, ünïcödé, {{ braces }} and\nlines  "}],
-    [{"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"}],
+    [
+        {"role": "user", "content": "One?"},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ],
 ]
 
 
@@ -31,8 +51,11 @@ TALKS = [
 def folder(request, tmp_path):
     if request.param == "seed":
         return ROOT / "seed"
-    own = {"chatml": {}, "llama3": {"chat_template": LLAMA3, "bos_token": "<|begin|>"},
-           "default system": {"chat_template": DEFAULT_SYSTEM}}[request.param]
+    own = {
+        "chatml": {},
+        "llama3": {"chat_template": LLAMA3, "bos_token": "<|begin|>"},
+        "default system": {"chat_template": DEFAULT_SYSTEM},
+    }[request.param]
     return write_tokenizer(tmp_path, **own)
 
 
@@ -40,19 +63,25 @@ def folder(request, tmp_path):
 def test_template_equals_transformers(folder, talk):
     """Guards against: two owners of the prompt format (Oxen trains with another template than it samples with)."""
     theirs = AutoTokenizer.from_pretrained(folder)
-    assert Chat(folder).render(talk) == theirs.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert Chat(folder).render(talk) == theirs.apply_chat_template(
+        talk, add_generation_prompt=True, return_dict=False
+    )
 
 
 def add_bos(folder) -> None:
     """A post-processor that puts BOS in front of every text, as Llama's tokenizers do."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 2)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", 2)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def test_one_bos(tmp_path):
     """Guards against: a second BOS (axolotl #1616), once from the template and once from the tokenizer."""
-    folder = write_tokenizer(tmp_path, chat_template=LLAMA3, bos_token={"content": "<|begin|>", "lstrip": False})
+    folder = write_tokenizer(
+        tmp_path, chat_template=LLAMA3, bos_token={"content": "<|begin|>", "lstrip": False}
+    )
     add_bos(folder)
     chat = Chat(folder)
     example = chat.example("question", "answer")
@@ -85,7 +114,9 @@ def test_template_cannot_reach_out(tmp_path):
     with pytest.raises(UserError, match="template"):
         Chat(write_tokenizer(tmp_path / "b", chat_template="{% if %}"))
     with pytest.raises(UserError, match="only users"):
-        Chat(write_tokenizer(tmp_path / "c", chat_template="{{ raise_exception('only users') }}")).prompt("x")
+        Chat(
+            write_tokenizer(tmp_path / "c", chat_template="{{ raise_exception('only users') }}")
+        ).prompt("x")
 
 
 def test_every_eos_ends_and_one_is_written(tmp_path):
@@ -102,7 +133,10 @@ def test_every_eos_ends_and_one_is_written(tmp_path):
         Chat(nameless)
 
 
-@pytest.mark.parametrize("name, text", [("tokenizer.json", "{}"), ("tokenizer.json", None), ("tokenizer_config.json", "{")])
+@pytest.mark.parametrize(
+    "name, text",
+    [("tokenizer.json", "{}"), ("tokenizer.json", None), ("tokenizer_config.json", "{")],
+)
 def test_broken_tokenizer(tmp_path, name, text):
     """Guards against: a traceback from inside the tokenizers library."""
     folder = write_tokenizer(tmp_path)
@@ -112,6 +146,7 @@ def test_broken_tokenizer(tmp_path, name, text):
 
 
 # ---- examples and masks ----
+
 
 def test_example_is_prompt_response_and_one_eos(chat):
     """Guards against: a missing EOS (stopping is never learnt), a double one (TRL #4481), tokens merged at the seam."""
@@ -123,19 +158,30 @@ def test_example_is_prompt_response_and_one_eos(chat):
 
 def test_mask_covers_response_and_eos_only(chat):
     """Guards against: the flipped SFT mask (lucidrains PR #29) and a lost first token (verl #3287, OpenRLHF #973)."""
-    examples = [chat.example("a", "long answer"), chat.example("a longer question", "yes"), Example([], [5, 6, 1])]
+    examples = [
+        chat.example("a", "long answer"),
+        chat.example("a longer question", "yes"),
+        Example([], [5, 6, 1]),
+    ]
     ids, mask, branch, position = collate([[e] for e in examples])
     assert (branch[mask] == 1).all() and (position == torch.arange(ids.shape[1]))[ids > 0].all()
-    assert ids.shape == mask.shape == (3, max(len(p) + len(r) for p, r in examples)) and mask.dtype == torch.bool
+    assert (
+        ids.shape == mask.shape == (3, max(len(p) + len(r) for p, r in examples))
+        and mask.dtype == torch.bool
+    )
     for row, (prompt, response) in enumerate(examples):
-        assert ids[row, :len(prompt) + len(response)].tolist() == prompt + response
+        assert ids[row, : len(prompt) + len(response)].tolist() == prompt + response
         assert ids[row][mask[row]].tolist() == response
-        assert mask[row].nonzero()[:, 0].tolist() == list(range(len(prompt), len(prompt) + len(response)))
+        assert mask[row].nonzero()[:, 0].tolist() == list(
+            range(len(prompt), len(prompt) + len(response))
+        )
 
 
 def test_a_group_in_one_row():
     """Guards against: a beginning that is repeated, positions that run on from one example into the next."""
-    ids, mask, branch, position = collate([[Example([5, 6, 7], [8, 1]), Example([5, 6], [9, 1]), Example([5, 6, 7, 4], [3])]])
+    ids, mask, branch, position = collate(
+        [[Example([5, 6, 7], [8, 1]), Example([5, 6], [9, 1]), Example([5, 6, 7, 4], [3])]]
+    )
     assert ids.tolist() == [[5, 6, 7, 8, 1, 6, 9, 1, 6, 7, 4, 3]]
     assert mask[0].nonzero()[:, 0].tolist() == [3, 4, 6, 7, 11]
     assert branch.tolist() == [[0, 1, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3]]
@@ -149,6 +195,7 @@ def test_records_cannot_be_changed():
 
 
 # ---- likeness ----
+
 
 def brute_f1(a: list[str], b: list[str]) -> Fraction:
     """ROUGE-L F1 by the textbook table."""
@@ -164,13 +211,20 @@ def test_likeness_is_rouge_l():
     """Guards against: a bit trick that nobody checked, a bound that drops likely texts, words counted once that stand twice."""
     rng, seen = random.Random(0), Counter()
     for _ in range(300):
-        one, other = ([rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 20, 90))))] for _ in range(2))
-        if rng.random() < 0.3:                                      # a near copy: few random texts reach a high limit
+        one, other = (
+            [rng.choice("abcdefg") for _ in range(rng.randrange(1, rng.choice((6, 20, 90))))]
+            for _ in range(2)
+        )
+        if rng.random() < 0.3:  # a near copy: few random texts reach a high limit
             other = [w for w in one if rng.random() < 0.8] or ["a"]
         for limit in ("0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9", "1"):
             expected = brute_f1(one, other) >= Fraction(limit)
             for a, b in ((one, other), (other, one)):
-                assert Texts([" ".join(a)]).like(Text(" ".join(b)), float(limit)) == expected, (a, b, limit)
+                assert Texts([" ".join(a)]).like(Text(" ".join(b)), float(limit)) == expected, (
+                    a,
+                    b,
+                    limit,
+                )
             seen[limit, expected] += 1
     assert len(seen) == 16 and min(seen.values()) > 15
 
@@ -197,9 +251,12 @@ def test_likeness_ignores_case_and_spaces():
 # ---- readers ----
 
 BAD_LINES = [
-    (read_jsonl, '{"prompt": "a"}\n\n{"prompt": }', "line 3"), (read_jsonl, '{"prompt": "a"}\n["prompt"]', "line 2"),
-    (read_jsonl, '{"question": "a"}', "line 1.*prompt"), (read_texts, '{"prompt": "a"}\n{"prompt": 5}', "line 2.*prompt"),
-    (read_texts, '{"prompt": "  "}', "line 1.*prompt"), (read_texts, '{"prompt": null}', "line 1.*prompt"),
+    (read_jsonl, '{"prompt": "a"}\n\n{"prompt": }', "line 3"),
+    (read_jsonl, '{"prompt": "a"}\n["prompt"]', "line 2"),
+    (read_jsonl, '{"question": "a"}', "line 1.*prompt"),
+    (read_texts, '{"prompt": "a"}\n{"prompt": 5}', "line 2.*prompt"),
+    (read_texts, '{"prompt": "  "}', "line 1.*prompt"),
+    (read_texts, '{"prompt": null}', "line 1.*prompt"),
 ]
 
 
@@ -222,7 +279,11 @@ def test_empty_or_unreadable_file(tmp_path, content):
         read_jsonl(path)
 
 
-RANKED = {"prompt": "p", "responses": ["best", "worst", "middle", "worst too"], "ranks": [0, 2, 1, 2]}
+RANKED = {
+    "prompt": "p",
+    "responses": ["best", "worst", "middle", "worst too"],
+    "ranks": [0, 2, 1, 2],
+}
 
 
 def test_ranked_answers(tmp_path):
@@ -232,8 +293,18 @@ def test_ranked_answers(tmp_path):
     assert read_ranked(path) == [RANKED]
 
 
-@pytest.mark.parametrize("change", [{"ranks": [0, 1]}, {"responses": ["one"], "ranks": [0]}, {"responses": "text"},
-                                    {"ranks": [0, 1, 2, None]}, {"responses": ["a", "b", "c", 4]}, {"prompt": None}], ids=str)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ranks": [0, 1]},
+        {"responses": ["one"], "ranks": [0]},
+        {"responses": "text"},
+        {"ranks": [0, 1, 2, None]},
+        {"responses": ["a", "b", "c", 4]},
+        {"prompt": None},
+    ],
+    ids=str,
+)
 def test_malformed_ranked_answers(tmp_path, change):
     """Guards against: the same, for ranked answers."""
     path = tmp_path / "ranked.jsonl"
@@ -248,15 +319,20 @@ def test_prompt_files(tmp_path):
     path = tmp_path / "prompts"
     path.write_text("First one.\n\n  Second\u2028one. \n")
     assert read_prompts(path, 2, trip=1) == ["First one.", "Second\u2028one."]
-    path.write_text("".join(json.dumps({"id": i, "prompt": f"Prompt\n{i}"}) + "\n" for i in range(5)))
-    assert [read_prompts(path, 2, trip=t) for t in (1, 2)] == [["Prompt\n0", "Prompt\n1"], ["Prompt\n2", "Prompt\n3"]]
+    path.write_text(
+        "".join(json.dumps({"id": i, "prompt": f"Prompt\n{i}"}) + "\n" for i in range(5))
+    )
+    assert [read_prompts(path, 2, trip=t) for t in (1, 2)] == [
+        ["Prompt\n0", "Prompt\n1"],
+        ["Prompt\n2", "Prompt\n3"],
+    ]
     with pytest.raises(UserError, match="prompts.*--n-prompts"):
         read_prompts(path, 2, trip=3)
 
 
 def test_written_rows_come_back(tmp_path):
     """Guards against: half-written files left behind, and texts that are not ASCII lost on the way."""
-    rows = [{"text": "ünï\u2028\n\"{}"}, {"score": None}]
+    rows = [{"text": 'ünï\u2028\n"{}'}, {"score": None}]
     write_jsonl(tmp_path / "new" / "rows.jsonl", rows)
     assert read_jsonl(tmp_path / "new" / "rows.jsonl") == rows
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["rows.jsonl"]

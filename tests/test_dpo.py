@@ -1,4 +1,5 @@
 """dpo.py: log-probs against brute force, the loss by hand, and what a step may and may not change."""
+
 import copy
 import math
 import random
@@ -11,8 +12,24 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import dpo as module
 from conftest import tiny_gpt
 from data import Example, UserError, collate, micro_batches
-from dpo import (PickedLogps, Recipe, dpo, dpo_loss, drop_long, fit, length, pair_logps, plan, rate, reference_logps, sequence_logps,
-                 sft, sft_loss, together, token_logps)
+from dpo import (
+    PickedLogps,
+    Recipe,
+    dpo,
+    dpo_loss,
+    drop_long,
+    fit,
+    length,
+    pair_logps,
+    plan,
+    rate,
+    reference_logps,
+    sequence_logps,
+    sft,
+    sft_loss,
+    together,
+    token_logps,
+)
 from experiments.make_seed import Muon, muon
 from model import GPT
 
@@ -26,7 +43,9 @@ def examples(count: int, seed: int = 0) -> list[Example]:
 
 
 def pairs(count: int) -> list[tuple[Example, Example]]:
-    return [(a, Example(a.prompt, b.response)) for a, b in zip(examples(count), examples(count, seed=1))]
+    return [
+        (a, Example(a.prompt, b.response)) for a, b in zip(examples(count), examples(count, seed=1))
+    ]
 
 
 def weights(model: GPT) -> dict[str, torch.Tensor]:
@@ -42,12 +61,19 @@ def brute(model: GPT, example: Example) -> list[float]:
     """log p of each response token, one softmax at a time, one row at a time."""
     found, read = [], list(example.prompt)
     for token in example.response:
-        found.append(model.logits(model(torch.tensor([read])))[0, -1].double().softmax(-1)[token].log().item())
+        found.append(
+            model.logits(model(torch.tensor([read])))[0, -1]
+            .double()
+            .softmax(-1)[token]
+            .log()
+            .item()
+        )
         read.append(token)
     return found
 
 
 # ---- log-probabilities ----
+
 
 def test_the_shift(model):
     """Guards against: lucidrains' missing shift, which scores a perfect prediction at -40 a token."""
@@ -101,7 +127,11 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        self.shapes += [tuple(x.shape) for x in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(x, torch.Tensor)]
+        self.shapes += [
+            tuple(x.shape)
+            for x in (made if isinstance(made, (tuple, list)) else [made])
+            if isinstance(x, torch.Tensor)
+        ]
         return made
 
 
@@ -114,7 +144,9 @@ def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
     size = collate(groups)[0].numel()
     with Sizes() as seen:
         sequence_logps(model, groups).sum().backward()
-    met = [math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)]     # (D,V): the head's weight
+    met = [
+        math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)
+    ]  # (D,V): the head's weight
     answered = sum(len(e.response) for e in rows)
     assert max(met) == min(answered, at_once // V) < size
     assert max(map(math.prod, seen.shapes)) < size * V
@@ -143,31 +175,52 @@ def test_a_pair_in_one_row_is_two_rows(model):
         alone = sequence_logps(model, [[p[side]] for p in both])
         torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
     together = torch.autograd.grad((chosen * 2 - rejected * 3).sum(), list(model.parameters()))
-    apart = torch.autograd.grad(2 * sequence_logps(model, [[w] for w, _ in both]).sum()
-                                - 3 * sequence_logps(model, [[l] for _, l in both]).sum(), list(model.parameters()))
+    apart = torch.autograd.grad(
+        2 * sequence_logps(model, [[w] for w, _ in both]).sum()
+        - 3 * sequence_logps(model, [[l] for _, l in both]).sum(),
+        list(model.parameters()),
+    )
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    assert [length(*p) for p in both] == [len(w.prompt) + 1 + len(w.response) + len(l.response) for w, l in both]
+    assert [length(*p) for p in both] == [
+        len(w.prompt) + 1 + len(w.response) + len(l.response) for w, l in both
+    ]
 
 
 def alike(count: int) -> list[Example]:
     """Examples that begin with the same nine tokens, two of them with nothing else before the response."""
-    return [Example([7] * 9 + e.prompt, e.response) for e in examples(count - 2)] + [Example([7] * 9, e.response) for e in examples(2, 5)]
+    return [Example([7] * 9 + e.prompt, e.response) for e in examples(count - 2)] + [
+        Example([7] * 9, e.response) for e in examples(2, 5)
+    ]
 
 
 def test_what_begins_alike_is_read_together(model):
     """Guards against: examples that see each other, or a beginning counted twice; a group too long for a pass; a row lost or doubled."""
     rows = alike(11) + examples(5)
     groups = together(rows, range(16), 60)
-    assert sorted(r for g in groups for r in g) == list(range(16)) and {len(g) for g in groups} >= {1, 4}
+    assert sorted(r for g in groups for r in g) == list(range(16)) and {len(g) for g in groups} >= {
+        1,
+        4,
+    }
     grouped = [[rows[r] for r in g] for g in groups]
-    assert all(length(*g) <= 60 and (len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9) for g in grouped)
+    assert all(
+        length(*g) <= 60 and (len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9)
+        for g in grouped
+    )
     assert collate(grouped)[0].shape == (len(groups), max(length(*g) for g in grouped))
-    assert [len(g) for g in together(alike(11), range(11), 25)].count(1) > 0                # no room for many
-    found, alone = sequence_logps(model, grouped), sequence_logps(model, [[e] for g in grouped for e in g])
+    assert [len(g) for g in together(alike(11), range(11), 25)].count(1) > 0  # no room for many
+    found, alone = (
+        sequence_logps(model, grouped),
+        sequence_logps(model, [[e] for g in grouped for e in g]),
+    )
     torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
     weights = torch.randn(16)
-    for a, b in zip(*(torch.autograd.grad((x * weights).sum(), list(model.parameters())) for x in (found, alone))):
+    for a, b in zip(
+        *(
+            torch.autograd.grad((x * weights).sum(), list(model.parameters()))
+            for x in (found, alone)
+        )
+    ):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
@@ -178,7 +231,9 @@ def test_recompute_changes_no_gradient(model):
         trained, shapes = copy.deepcopy(model), []
         recipe = replace(STEADY, recompute=recompute, dropout=0.2, seed=3)
         block = type(trained.layers[0]).forward
-        trained.layers[0].forward = lambda *args, block=block, layer=trained.layers[0]: shapes.append(1) or block(layer, *args)
+        trained.layers[0].forward = lambda *args, block=block, layer=trained.layers[0]: (
+            shapes.append(1) or block(layer, *args)
+        )
         logs.append([(s["loss"], s["grad_norm"]) for s in sft(trained, rows, recipe)])
         kept.append(len(shapes))
         assert not trained.recompute
@@ -188,26 +243,36 @@ def test_recompute_changes_no_gradient(model):
 
 # ---- the losses ----
 
+
 def test_dpo_loss_by_hand():
     """Guards against: a flipped sign or a beta in the wrong place. beta ((-1 + 3) - (-6 + 4)) = 2."""
     numbers = [torch.tensor([x]) for x in (-1.0, -6.0, -3.0, -4.0)]
     assert dpo_loss(*numbers, beta=0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
     far = dpo_loss(*(torch.tensor([x]) for x in (-2000.0, 0.0, 0.0, 0.0)), beta=0.1)
-    assert far.item() == pytest.approx(200)                                     # no overflow, and no NaN (TRL #1199)
+    assert far.item() == pytest.approx(200)  # no overflow, and no NaN (TRL #1199)
 
 
 def test_gradient_sign():
     """Guards against: training on the rejected answers."""
-    chosen, rejected = torch.tensor([-5.0], requires_grad=True), torch.tensor([-5.0], requires_grad=True)
+    chosen, rejected = (
+        torch.tensor([-5.0], requires_grad=True),
+        torch.tensor([-5.0], requires_grad=True),
+    )
     dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1).sum().backward()
-    assert chosen.grad.item() == pytest.approx(-0.05) and rejected.grad.item() == pytest.approx(0.05)
+    assert chosen.grad.item() == pytest.approx(-0.05) and rejected.grad.item() == pytest.approx(
+        0.05
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_first_loss_is_ln_2(dtype):
     """Guards against: a reference that is not M_t, dropout in it, or batches of another shape (lucidrains #31, TRL #1311)."""
-    log = dpo(tiny_gpt(), pairs(10), Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype), beta=0.1)
-    assert log[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == torch.float32 else 2e-2)
+    log = dpo(
+        tiny_gpt(), pairs(10), Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype), beta=0.1
+    )
+    assert log[0]["dpo_loss"] == pytest.approx(
+        math.log(2), abs=1e-6 if dtype == torch.float32 else 2e-2
+    )
     assert log[0]["loss"] == pytest.approx(log[0]["dpo_loss"], rel=1e-5)
 
 
@@ -215,12 +280,18 @@ def test_the_reference_is_m_t_and_stays(monkeypatch, model):
     """Guards against: a reference that moves with the model; a reference of other weights."""
     seen, loss, rows = [], module.dpo_loss, pairs(3)
     before = copy.deepcopy(model)
-    monkeypatch.setattr(module, "dpo_loss", lambda *a, **kw: seen.append(torch.stack(a[2:], 1)) or loss(*a, **kw))
+    monkeypatch.setattr(
+        module, "dpo_loss", lambda *a, **kw: seen.append(torch.stack(a[2:], 1)) or loss(*a, **kw)
+    )
     dpo(model, rows, Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000), beta=0.1)
-    expected = torch.stack([sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)], 1).detach()
+    expected = torch.stack(
+        [sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)], 1
+    ).detach()
     assert len(seen) == 5
     for reference in seen:
-        torch.testing.assert_close(reference.sort(0).values, expected.sort(0).values, atol=1e-4, rtol=0)
+        torch.testing.assert_close(
+            reference.sort(0).values, expected.sort(0).values, atol=1e-4, rtol=0
+        )
         assert not reference.requires_grad
 
 
@@ -229,7 +300,9 @@ def test_reference_follows_its_pairs(model):
     rows = pairs(12)
     found = reference_logps(model, rows, Recipe(tokens=50))
     for pair, (chosen, rejected) in zip(rows, found.tolist()):
-        assert (chosen, rejected) == pytest.approx((sum(brute(model, pair[0])), sum(brute(model, pair[1]))), abs=1e-3)
+        assert (chosen, rejected) == pytest.approx(
+            (sum(brute(model, pair[0])), sum(brute(model, pair[1]))), abs=1e-3
+        )
 
 
 def test_margin_grows_on_one_pair(model):
@@ -244,7 +317,9 @@ def test_replay_joins_every_step():
     """Guards against: a switch that is never wired up (lucidrains), or that leaks into the DPO figures."""
     rows, judged = pairs(8), examples(20, seed=2)
     models = [tiny_gpt(), tiny_gpt()]
-    without, replayed = (dpo(m, rows, STEADY, beta=0.1, replay=judged, replay_size=n) for m, n in zip(models, (0, 4)))
+    without, replayed = (
+        dpo(m, rows, STEADY, beta=0.1, replay=judged, replay_size=n) for m, n in zip(models, (0, 4))
+    )
     assert len(without) == len(replayed) == 2
     for step in replayed:
         assert step["loss"] > step["dpo_loss"] + 0.1
@@ -253,6 +328,7 @@ def test_replay_joins_every_step():
 
 
 # ---- the loop ----
+
 
 def test_examples_too_long_are_left_out_aloud():
     """Guards against: responses cut in the middle, or dropped in silence."""
@@ -286,16 +362,24 @@ def test_every_example_weighs_the_same(model):
     """Guards against: the digit of a short verdict drowned among the words of the answers."""
     rows = [Example([5, 6], [7, 1]), Example([5, 8], [9] * 40 + [1]), Example([5], [1])]
     logps = [brute(model, e) for e in rows]
-    by_example, by_token = (sft(copy.deepcopy(model), rows, Recipe(even=even))[0]["loss"] for even in (True, False))
+    by_example, by_token = (
+        sft(copy.deepcopy(model), rows, Recipe(even=even))[0]["loss"] for even in (True, False)
+    )
     assert by_example == pytest.approx(-sum(sum(x) / len(x) for x in logps) / 3, rel=1e-4)
     assert by_token == pytest.approx(-sum(map(sum, logps)) / sum(map(len, logps)), rel=1e-4)
 
 
-@pytest.mark.parametrize("train", [
-    lambda model, recipe: sft(model, examples(8), recipe),
-    lambda model, recipe: sft(model, examples(8), replace(recipe, even=True)),
-    lambda model, recipe: dpo(model, pairs(8), recipe, beta=0.1, replay=examples(9, 2), replay_size=3),
-], ids=["sft", "sft, examples", "dpo"])
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda model, recipe: sft(model, examples(8), recipe),
+        lambda model, recipe: sft(model, examples(8), replace(recipe, even=True)),
+        lambda model, recipe: dpo(
+            model, pairs(8), recipe, beta=0.1, replay=examples(9, 2), replay_size=3
+        ),
+    ],
+    ids=["sft", "sft, examples", "dpo"],
+)
 def test_a_step_cut_into_passes_is_the_same_step(monkeypatch, train):
     """Guards against: a loss averaged per micro-batch, so that rows in short batches weigh more."""
     seen, clip = [], torch.nn.utils.clip_grad_norm_
@@ -311,7 +395,7 @@ def test_a_step_cut_into_passes_is_the_same_step(monkeypatch, train):
         for a, b in zip(seen[0], gradients):
             torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-3)
     for log in logs[1:]:
-        assert log == pytest.approx(logs[0], abs=1e-4)                          # reported: the step, not its last pass
+        assert log == pytest.approx(logs[0], abs=1e-4)  # reported: the step, not its last pass
 
 
 def test_micro_batches():
@@ -325,13 +409,19 @@ def test_micro_batches():
         assert all(len(b) * max(lengths[r] for r in b) <= budget or len(b) == 1 for b in batches)
 
 
-@pytest.mark.parametrize("count, size, epochs", [(10, 4, 3), (8, 4, 1), (3, 16, 2), (33, 16, 1), (1, 1, 4)])
+@pytest.mark.parametrize(
+    "count, size, epochs", [(10, 4, 3), (8, 4, 1), (3, 16, 2), (33, 16, 1), (1, 1, 4)]
+)
 def test_plan(count, size, epochs):
     """Guards against: rows seen twice or never in an epoch, a last step of one row, and one order for all epochs."""
     steps = plan(count, Recipe(epochs=epochs, batch_size=size, seed=1))
     each = math.ceil(count / size)
-    assert len(steps) == each * epochs and max(map(len, steps)) <= size and max(map(len, steps)) - min(map(len, steps)) <= 1
-    orders = [[r for s in steps[e * each:(e + 1) * each] for r in s] for e in range(epochs)]
+    assert (
+        len(steps) == each * epochs
+        and max(map(len, steps)) <= size
+        and max(map(len, steps)) - min(map(len, steps)) <= 1
+    )
+    orders = [[r for s in steps[e * each : (e + 1) * each] for r in s] for e in range(epochs)]
     assert all(sorted(o) == list(range(count)) for o in orders)
     if count > 3:
         orders.append([r for s in plan(count, Recipe(batch_size=size, seed=2)) for r in s])
@@ -347,8 +437,11 @@ def test_learning_rate():
     assert rate(0, 1, recipe) == 1
 
 
-@pytest.mark.parametrize("train", [lambda m: sft(m, examples(9), STEADY), lambda m: dpo(m, pairs(9), STEADY, beta=0.1)],
-                         ids=["sft", "dpo"])
+@pytest.mark.parametrize(
+    "train",
+    [lambda m: sft(m, examples(9), STEADY), lambda m: dpo(m, pairs(9), STEADY, beta=0.1)],
+    ids=["sft", "dpo"],
+)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_loss_stops(train, bad):
     """Guards against: a run that goes on with NaN weights (TRL #1199). The message names the stage, the step and the rows."""
@@ -361,8 +454,10 @@ def test_non_finite_loss_stops(train, bad):
 
 def test_non_finite_gradient_stops(model):
     """Guards against: a loss that looks well while its gradient turns every weight into NaN: sqrt at 0."""
+
     def loss_fn(rows):
         return (model.norm.weight.sum() * 0).sqrt(), {}
+
     with pytest.raises(UserError):
         fit(model, [[(loss_fn, [0], 1.0)]], STEADY, name="sft")
 
@@ -377,10 +472,16 @@ def test_dropout_ends_with_training():
     assert torch.equal(model(ids), model(ids))
 
 
-@pytest.mark.parametrize("train", [
-    lambda model, recipe: sft(model, examples(9), recipe),
-    lambda model, recipe: dpo(model, pairs(9), recipe, beta=0.1, replay=examples(9, 2), replay_size=2),
-], ids=["sft", "dpo"])
+@pytest.mark.parametrize(
+    "train",
+    [
+        lambda model, recipe: sft(model, examples(9), recipe),
+        lambda model, recipe: dpo(
+            model, pairs(9), recipe, beta=0.1, replay=examples(9, 2), replay_size=2
+        ),
+    ],
+    ids=["sft", "dpo"],
+)
 def test_same_seed_same_weights(train):
     """Guards against: a seed that is ignored (torchtune #2335). Bit by bit."""
     models = [tiny_gpt() for _ in range(3)]
@@ -391,6 +492,7 @@ def test_same_seed_same_weights(train):
 
 
 # ---- experiments/make_seed.py ----
+
 
 def test_muon_moves_every_weight(model):
     """Guards against: a parameter that no optimizer owns, or that two own."""

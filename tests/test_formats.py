@@ -1,4 +1,5 @@
 """data.py: the formats that people have. What can be read is read alike; what cannot is named with file and line."""
+
 import gzip
 import json
 from collections import Counter
@@ -15,7 +16,9 @@ OASST_SAMPLE = ROOT.parent / "shared" / "data" / "oasst_trees_sample.jsonl"
 def said(*turns: str, system: str | None = None) -> list[dict]:
     """user, assistant, user ... as `messages` have them."""
     first = [] if system is None else [{"role": "system", "content": system}]
-    return first + [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)]
+    return first + [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(turns)
+    ]
 
 
 def shared(*turns: str, system: str | None = None) -> list[dict]:
@@ -28,15 +31,30 @@ def shared(*turns: str, system: str | None = None) -> list[dict]:
 
 ROWS = {
     "prompt/response": ({"prompt": "Why?", "response": "So.", "source": "me"}, "Why?", "So."),
-    "Alpaca with input": ({"instruction": "Add.", "input": "1 and 2", "output": "3"}, "Add.\n\n1 and 2", "3"),
+    "Alpaca with input": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "3"},
+        "Add.\n\n1 and 2",
+        "3",
+    ),
     "Alpaca, empty input": ({"instruction": "Add.", "input": "", "output": "3"}, "Add.", "3"),
     "Alpaca without input": ({"instruction": "Add.", "output": "3"}, "Add.", "3"),
     "messages": ({"messages": said("Why?", "So.")}, "Why?", "So."),
-    "messages, system": ({"messages": said("Why?", "So.", system="Be kind.")}, "Be kind.\n\nWhy?", "So."),
-    "messages, several turns": ({"messages": said("Why?", "So.", "And then?", "No.")}, "Why?", "So."),
+    "messages, system": (
+        {"messages": said("Why?", "So.", system="Be kind.")},
+        "Be kind.\n\nWhy?",
+        "So.",
+    ),
+    "messages, several turns": (
+        {"messages": said("Why?", "So.", "And then?", "No.")},
+        "Why?",
+        "So.",
+    ),
     "ShareGPT": ({"conversations": shared("Why?", "So.")}, "Why?", "So."),
-    "ShareGPT, system and several turns": ({"id": 7, "conversations": shared("Why?", "So.", "And?", "No.", system="Be kind.")},
-                                           "Be kind.\n\nWhy?", "So."),
+    "ShareGPT, system and several turns": (
+        {"id": 7, "conversations": shared("Why?", "So.", "And?", "No.", system="Be kind.")},
+        "Be kind.\n\nWhy?",
+        "So.",
+    ),
 }
 
 
@@ -51,21 +69,38 @@ def test_instruction_formats(tmp_path, name):
 def test_formats_may_be_mixed(tmp_path):
     """Guards against: the first row deciding for the whole file; rows lost or out of order."""
     write_jsonl(tmp_path / "rows.jsonl", [row for row, _, _ in ROWS.values()])
-    assert read_ift(tmp_path / "rows.jsonl") == [{"prompt": p, "response": r} for _, p, r in ROWS.values()]
+    assert read_ift(tmp_path / "rows.jsonl") == [
+        {"prompt": p, "response": r} for _, p, r in ROWS.values()
+    ]
 
 
 BAD_ROWS = {
-    "no answer": {"prompt": "a"}, "empty answer": {"prompt": "a", "response": " "}, "empty prompt": {"prompt": "", "response": "b"},
-    "answer is a number": {"prompt": "a", "response": 5}, "prompt is missing a text": {"prompt": None, "response": "b"},
-    "Alpaca, no output": {"instruction": "a", "input": "b"}, "Alpaca, empty output": {"instruction": "a", "output": ""},
+    "no answer": {"prompt": "a"},
+    "empty answer": {"prompt": "a", "response": " "},
+    "empty prompt": {"prompt": "", "response": "b"},
+    "answer is a number": {"prompt": "a", "response": 5},
+    "prompt is missing a text": {"prompt": None, "response": "b"},
+    "Alpaca, no output": {"instruction": "a", "input": "b"},
+    "Alpaca, empty output": {"instruction": "a", "output": ""},
     "Alpaca, empty instruction": {"instruction": "", "input": "", "output": "b"},
-    "messages, nobody answers": {"messages": said("a")}, "messages, nobody asks": {"messages": said("a", "b")[1:]},
-    "messages, empty answer": {"messages": said("a", "")}, "messages, empty question": {"messages": said("", "b")},
-    "messages, no text": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]},
-    "messages, none": {"messages": []}, "messages, turns of text": {"messages": ["a", "b"]}, "messages, a text": {"messages": "a"},
-    "ShareGPT, nobody answers": {"conversations": shared("a")}, "ShareGPT, empty answer": {"conversations": shared("a", "\n")},
-    "ShareGPT, nobody asks": {"conversations": shared("a", "b")[1:]}, "ShareGPT, turns of numbers": {"conversations": [1, 2]},
-    "unknown keys": {"question": "a", "answer": "b"}, "nothing": {}, "a list": ["a", "b"], "a text": "a",
+    "messages, nobody answers": {"messages": said("a")},
+    "messages, nobody asks": {"messages": said("a", "b")[1:]},
+    "messages, empty answer": {"messages": said("a", "")},
+    "messages, empty question": {"messages": said("", "b")},
+    "messages, no text": {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None}]
+    },
+    "messages, none": {"messages": []},
+    "messages, turns of text": {"messages": ["a", "b"]},
+    "messages, a text": {"messages": "a"},
+    "ShareGPT, nobody answers": {"conversations": shared("a")},
+    "ShareGPT, empty answer": {"conversations": shared("a", "\n")},
+    "ShareGPT, nobody asks": {"conversations": shared("a", "b")[1:]},
+    "ShareGPT, turns of numbers": {"conversations": [1, 2]},
+    "unknown keys": {"question": "a", "answer": "b"},
+    "nothing": {},
+    "a list": ["a", "b"],
+    "a text": "a",
 }
 
 
@@ -77,13 +112,32 @@ def test_bad_instruction_data(tmp_path, name):
         read_ift(tmp_path / "rows.jsonl")
 
 
-@pytest.mark.parametrize("row, expected", [
-    pytest.param({"prompt": "Why?", "prompt_id": "x", "messages": said("Why?", "So.")}, ("Why?", "So."), id="ultrachat, no_robots"),
-    pytest.param({"messages": 5}, None, id="messages, a number"),
-    pytest.param({"messages": [{"role": "user", "content": [{"type": "text", "text": "Why?"}]}, said("Why?", "So.")[1]]}, None,
-         id="messages in parts"),
-    pytest.param({"messages": said("", "So.", system="Be kind.")}, None, id="a system message and an empty question"),
-])
+@pytest.mark.parametrize(
+    "row, expected",
+    [
+        pytest.param(
+            {"prompt": "Why?", "prompt_id": "x", "messages": said("Why?", "So.")},
+            ("Why?", "So."),
+            id="ultrachat, no_robots",
+        ),
+        pytest.param({"messages": 5}, None, id="messages, a number"),
+        pytest.param(
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "Why?"}]},
+                    said("Why?", "So.")[1],
+                ]
+            },
+            None,
+            id="messages in parts",
+        ),
+        pytest.param(
+            {"messages": said("", "So.", system="Be kind.")},
+            None,
+            id="a system message and an empty question",
+        ),
+    ],
+)
 def test_harder_instruction_data(tmp_path, row, expected):
     """Guards against: real sets refused (`prompt` beside `messages`), a traceback, and Python's own spelling of a list as a prompt."""
     write_jsonl(tmp_path / "rows.jsonl", [row])
@@ -96,23 +150,36 @@ def test_harder_instruction_data(tmp_path, row, expected):
 
 # ---- Open Assistant trees ----
 
+
 def message(text: str, *replies: dict, lang: str = "en", **own) -> dict:
     return {"text": text, "lang": lang, "deleted": False, "replies": list(replies), **own}
 
 
 def trees(path: Path, *roots) -> Path:
-    write_jsonl(path, [{"message_tree_id": str(i), "tree_state": "ready_for_export", "prompt": root} for i, root in enumerate(roots)])
+    write_jsonl(
+        path,
+        [
+            {"message_tree_id": str(i), "tree_state": "ready_for_export", "prompt": root}
+            for i, root in enumerate(roots)
+        ],
+    )
     return path
 
 
-FULL = message("Why?", message("worst", rank=2), message("best", message("And then?", message("Later.", rank=0)), rank=0),
-               message("middle", rank=1))
+FULL = message(
+    "Why?",
+    message("worst", rank=2),
+    message("best", message("And then?", message("Later.", rank=0)), rank=0),
+    message("middle", rank=1),
+)
 GROUP = {"prompt": "Why?", "responses": ["best", "middle", "worst"], "ranks": [0, 1, 2]}
 
 
 def test_trees_give_answers_and_groups(tmp_path):
     """Guards against: ranks read in file order, later turns of a talk taken for first answers, the worst reply as demonstration."""
-    ift, ranked = read_oasst(trees(tmp_path / "trees.jsonl", FULL, message("How?", message("So.", rank=0))), lang="en")
+    ift, ranked = read_oasst(
+        trees(tmp_path / "trees.jsonl", FULL, message("How?", message("So.", rank=0))), lang="en"
+    )
     assert ift == [{"prompt": "Why?", "response": "best"}, {"prompt": "How?", "response": "So."}]
     assert ranked == [GROUP], "one reply is no group"
 
@@ -131,38 +198,89 @@ def test_zipped_trees(tmp_path):
 
 def test_what_trees_do_not_give(tmp_path):
     """Guards against: deleted texts, other languages and unranked replies trained on."""
-    german = message("Warum?", message("Darum.", lang="de", rank=0), message("Nur so.", lang="de", rank=1), lang="de")
-    holed = message("Gone?", message("gone", rank=0, deleted=True), message("second", rank=1), message("no rank", rank=None),
-                    message("never ranked"), message("auf Deutsch", lang="de", rank=2), message("fourth", rank=3))
-    path = trees(tmp_path / "trees.jsonl", message("Deleted?", *FULL["replies"], deleted=True), german, holed, message("Alone?"), FULL)
+    german = message(
+        "Warum?",
+        message("Darum.", lang="de", rank=0),
+        message("Nur so.", lang="de", rank=1),
+        lang="de",
+    )
+    holed = message(
+        "Gone?",
+        message("gone", rank=0, deleted=True),
+        message("second", rank=1),
+        message("no rank", rank=None),
+        message("never ranked"),
+        message("auf Deutsch", lang="de", rank=2),
+        message("fourth", rank=3),
+    )
+    path = trees(
+        tmp_path / "trees.jsonl",
+        message("Deleted?", *FULL["replies"], deleted=True),
+        german,
+        holed,
+        message("Alone?"),
+        FULL,
+    )
     ift, ranked = read_oasst(path, lang="en")
     assert ift == [{"prompt": "Why?", "response": "best"}], "the best reply of the other is deleted"
-    assert ranked == [{"prompt": "Gone?", "responses": ["second", "fourth"], "ranks": [1, 3]}, GROUP]
-    assert read_oasst(path, lang="de") == ([{"prompt": "Warum?", "response": "Darum."}], [
-        {"prompt": "Warum?", "responses": ["Darum.", "Nur so."], "ranks": [0, 1]}])
+    assert ranked == [
+        {"prompt": "Gone?", "responses": ["second", "fourth"], "ranks": [1, 3]},
+        GROUP,
+    ]
+    assert read_oasst(path, lang="de") == (
+        [{"prompt": "Warum?", "response": "Darum."}],
+        [{"prompt": "Warum?", "responses": ["Darum.", "Nur so."], "ranks": [0, 1]}],
+    )
 
 
-@pytest.mark.parametrize("root", [message("Why?", lang="de"), message("Why?", message("a"), message("b")),
-                                  message("Why?", message("a", rank=0), message("b", rank=1), deleted=True), message("Why?")], ids=str)
+@pytest.mark.parametrize(
+    "root",
+    [
+        message("Why?", lang="de"),
+        message("Why?", message("a"), message("b")),
+        message("Why?", message("a", rank=0), message("b", rank=1), deleted=True),
+        message("Why?"),
+    ],
+    ids=str,
+)
 def test_trees_without_ranked_replies(tmp_path, root):
     """Guards against: an empty set trained on in silence, because of a language that is not there."""
     with pytest.raises(UserError, match=r"trees\.jsonl.*'en'.*--lang"):
         read_oasst(trees(tmp_path / "trees.jsonl", root), lang="en")
 
 
-@pytest.mark.parametrize("root", ["Why?", None, {}, {"text": 5}, {"text": None, "replies": []}, message("Why?", "So."), message("Why?", {}),
-                                  message("Why?", {"text": ["So."]}), message("Why?", None), message("Why?") | {"replies": {"a": 1}}], ids=str)
+@pytest.mark.parametrize(
+    "root",
+    [
+        "Why?",
+        None,
+        {},
+        {"text": 5},
+        {"text": None, "replies": []},
+        message("Why?", "So."),
+        message("Why?", {}),
+        message("Why?", {"text": ["So."]}),
+        message("Why?", None),
+        message("Why?") | {"replies": {"a": 1}},
+    ],
+    ids=str,
+)
 def test_malformed_trees(tmp_path, root):
     """Guards against: a traceback, or a message that does not name file and line."""
     with pytest.raises(UserError, match=r"trees\.jsonl, line 2"):
         read_oasst(trees(tmp_path / "trees.jsonl", FULL, root), lang="en")
 
 
-@pytest.mark.parametrize("root", [
-    pytest.param(message("Why?") | {"replies": None}, id="replies null"),
-    pytest.param(message("Why?") | {"replies": 5}, id="replies a number"),
-    pytest.param(message("Why?", message("a", rank=0), message("b", rank="first")), id="rank a text"),
-])
+@pytest.mark.parametrize(
+    "root",
+    [
+        pytest.param(message("Why?") | {"replies": None}, id="replies null"),
+        pytest.param(message("Why?") | {"replies": 5}, id="replies a number"),
+        pytest.param(
+            message("Why?", message("a", rank=0), message("b", rank="first")), id="rank a text"
+        ),
+    ],
+)
 def test_harder_malformed_trees(tmp_path, root):
     """Guards against: the same, where the message is whole and its replies are not."""
     with pytest.raises(UserError, match=r"trees\.jsonl, line 2"):
@@ -177,19 +295,35 @@ def test_lines_that_are_no_trees(tmp_path):
             read_oasst(tmp_path / "trees.jsonl", lang="en")
 
 
-@pytest.mark.skipif(not OASST_SAMPLE.exists(), reason="the sample of real trees lies beside the repository, not in it")
+@pytest.mark.skipif(
+    not OASST_SAMPLE.exists(),
+    reason="the sample of real trees lies beside the repository, not in it",
+)
 def test_real_trees():
     """Guards against: a reader that fits its own tests only. The counts are taken once more, another way."""
-    roots = [json.loads(line)["prompt"] for line in OASST_SAMPLE.read_text(encoding="utf-8").splitlines()]
+    roots = [
+        json.loads(line)["prompt"] for line in OASST_SAMPLE.read_text(encoding="utf-8").splitlines()
+    ]
     languages = Counter(root["lang"] for root in roots)
     for lang, trees_in_it in languages.items():
-        ranks = [sorted(r["rank"] for r in root["replies"] if r["lang"] == lang and not r["deleted"] and isinstance(r.get("rank"), int))
-                 for root in roots if root["lang"] == lang and not root["deleted"]]
+        ranks = [
+            sorted(
+                r["rank"]
+                for r in root["replies"]
+                if r["lang"] == lang and not r["deleted"] and isinstance(r.get("rank"), int)
+            )
+            for root in roots
+            if root["lang"] == lang and not root["deleted"]
+        ]
         if not any(len(r) > 1 for r in ranks):
             continue
         ift, ranked = read_oasst(OASST_SAMPLE, lang=lang)
         assert len(ift) == sum(r[:1] == [0] for r in ranks) <= trees_in_it
         assert [g["ranks"] for g in ranked] == [r for r in ranks if len(r) > 1]
         demonstrations = dict((r["prompt"], r["response"]) for r in ift)
-        assert all(demonstrations[g["prompt"]] == g["responses"][0] for g in ranked if g["ranks"][0] == 0)
-    assert sum(languages.values()) == len(roots) and len(read_oasst(OASST_SAMPLE, lang="en")[1]) > 10
+        assert all(
+            demonstrations[g["prompt"]] == g["responses"][0] for g in ranked if g["ranks"][0] == 0
+        )
+    assert (
+        sum(languages.values()) == len(roots) and len(read_oasst(OASST_SAMPLE, lang="en")[1]) > 10
+    )

@@ -1,4 +1,5 @@
 """judge.py: what cannot be read is no score, only the judge's own words count, and a tie is no preference."""
+
 import json
 import random
 from collections import Counter
@@ -10,24 +11,90 @@ import torch
 import judge
 from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 from data import Candidate, Chat, UserError, write_jsonl
-from judge import (RUBRIC, agreeing, attach, choose_pair, choose_pairs, interval, judge_examples, judge_figures, judge_text,
-                   pairwise_accuracy, parse_score, rank_answers, read_rubric, score, score_line_done, score_lines)
+from judge import (
+    RUBRIC,
+    agreeing,
+    attach,
+    choose_pair,
+    choose_pairs,
+    interval,
+    judge_examples,
+    judge_figures,
+    judge_text,
+    pairwise_accuracy,
+    parse_score,
+    rank_answers,
+    read_rubric,
+    score,
+    score_line_done,
+    score_lines,
+)
 from model import save
 from sample import Completion, Sampling
 
 READABLE = [
-    ("Score: 4", 4), ("Good and short.\nScore: 0", 0), ("score: 3", 3), ("SCORE:5", 5), ("Score = 2", 2), ("Score: 4.5", 4.5),
-    ("Score: 4/5", 4), ("Score: 4 / 5", 4), ("Score: 3.5/5.", 3.5), ("I give it a Score: 4/5. Well done.", 4), ("Score: 4.", 4),
-    ("Score: **3**", 3), ("**Score:** 4", 4), ("**Score**: 4", 4), ("**Score: 4**", 4), ("Score: `4`", 4), ('Score: "4"', 4),
-    ("Score:\n4", 4), ("Score: (4)", 4), ("Total score: 3", 3), ("Score: 2. No, better: Score: 4", 4), ("Score: 7\nScore: 3", 3),
-    ("Score: 2 at first, **Score**: 4 in the end", 4), ("Score: 5.0", 5), ("Score: 4 out of 5", 4), ("Score: 4\nScored by me", 4),
+    ("Score: 4", 4),
+    ("Good and short.\nScore: 0", 0),
+    ("score: 3", 3),
+    ("SCORE:5", 5),
+    ("Score = 2", 2),
+    ("Score: 4.5", 4.5),
+    ("Score: 4/5", 4),
+    ("Score: 4 / 5", 4),
+    ("Score: 3.5/5.", 3.5),
+    ("I give it a Score: 4/5. Well done.", 4),
+    ("Score: 4.", 4),
+    ("Score: **3**", 3),
+    ("**Score:** 4", 4),
+    ("**Score**: 4", 4),
+    ("**Score: 4**", 4),
+    ("Score: `4`", 4),
+    ('Score: "4"', 4),
+    ("Score:\n4", 4),
+    ("Score: (4)", 4),
+    ("Total score: 3", 3),
+    ("Score: 2. No, better: Score: 4", 4),
+    ("Score: 7\nScore: 3", 3),
+    ("Score: 2 at first, **Score**: 4 in the end", 4),
+    ("Score: 5.0", 5),
+    ("Score: 4 out of 5", 4),
+    ("Score: 4\nScored by me", 4),
 ]
 UNREADABLE = [
-    "", "   ", "A fine answer.", "4", "4/5", "score 3", "Score", "Score:", "Score: five", "Score: n", "Score: 7", "Score: 5.5",
-    "Score: -1", "Score: - 1", "Score: 45", "Score: 8/10", "Score: 4/10", "Score: 4 / 10", "Score: 4/50",
-    "Score: 4 out of 10", "Score: 3-4", "Score: 3 - 4", "Score: 3\u20134", "Score: 4%", "Score: 90%", "Score: 1.2.3", "Score: 3,5",
-    "Score: 4 then Score:", "Score: 4. Score: nine", "Score: 3\nScore: 9", "Score: " + "9" * 400, "Score: nan",
-    "Score: inf", "Scores are fun: 4",
+    "",
+    "   ",
+    "A fine answer.",
+    "4",
+    "4/5",
+    "score 3",
+    "Score",
+    "Score:",
+    "Score: five",
+    "Score: n",
+    "Score: 7",
+    "Score: 5.5",
+    "Score: -1",
+    "Score: - 1",
+    "Score: 45",
+    "Score: 8/10",
+    "Score: 4/10",
+    "Score: 4 / 10",
+    "Score: 4/50",
+    "Score: 4 out of 10",
+    "Score: 3-4",
+    "Score: 3 - 4",
+    "Score: 3\u20134",
+    "Score: 4%",
+    "Score: 90%",
+    "Score: 1.2.3",
+    "Score: 3,5",
+    "Score: 4 then Score:",
+    "Score: 4. Score: nine",
+    "Score: 3\nScore: 9",
+    "Score: " + "9" * 400,
+    "Score: nan",
+    "Score: inf",
+    "Scores are fun: 4",
 ]
 
 
@@ -44,8 +111,17 @@ def test_unreadable_verdict(text):
     assert parse_score(text) is None
 
 
-LINES = [("Fine.\nScore: 4\n", True), ("Score: 4\n\n", True), ("Score: 4", False), ("Score: 4\nand", True), ("Score:\n", False),
-         ("Fine.\n", False), ("Score: 9\n", False), ("\n", False), ("", False)]
+LINES = [
+    ("Fine.\nScore: 4\n", True),
+    ("Score: 4\n\n", True),
+    ("Score: 4", False),
+    ("Score: 4\nand", True),
+    ("Score:\n", False),
+    ("Fine.\n", False),
+    ("Score: 9\n", False),
+    ("\n", False),
+    ("", False),
+]
 
 
 @pytest.mark.parametrize("text, done", LINES)
@@ -55,6 +131,7 @@ def test_score_line_done(text, done):
 
 
 # ---- rubrics ----
+
 
 def test_texts_are_put_in_as_they_are():
     """Guards against: str.format tripping over braces, and an answer that smuggles in a placeholder."""
@@ -75,7 +152,9 @@ def test_rubric_file(tmp_path):
         read_rubric(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("rubric", [RUBRIC, (ROOT / "seed" / "rubric.txt").read_text()], ids=["own", "seed"])
+@pytest.mark.parametrize(
+    "rubric", [RUBRIC, (ROOT / "seed" / "rubric.txt").read_text()], ids=["own", "seed"]
+)
 def test_rubrics_give_no_score_away(rubric):
     """Guards against: a judge that scores by repeating its instructions; texts or placeholders lost."""
     assert parse_score(rubric) is None
@@ -85,14 +164,19 @@ def test_rubrics_give_no_score_away(rubric):
 
 def test_judge_example_is_what_the_judge_is_asked(chat):
     """Guards against: EFT that trains another format than judging uses."""
-    example = judge_examples(chat, RUBRIC, [{"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"}])[0]
+    example = judge_examples(
+        chat, RUBRIC, [{"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"}]
+    )[0]
     assert example.prompt == chat.prompt(judge_text(RUBRIC, "x", "y"))
     assert chat.decode(example.response) == "Good.\nScore: 4" and example.response[-1] == chat.eos
 
 
 # ---- K votes ----
 
-def candidate(id: int, sample: int, response: str, *, finished: bool = True, reward: float | None = None) -> Candidate:
+
+def candidate(
+    id: int, sample: int, response: str, *, finished: bool = True, reward: float | None = None
+) -> Candidate:
     return Candidate(id, sample, f"prompt {id}", response, [sample], finished, reward=reward)
 
 
@@ -106,7 +190,12 @@ def verdicts(monkeypatch, chat):
         for text in map(chat.decode, prompts):
             (key,) = (k for k in table if k in text)
             asked[key] += 1
-            found.append([Completion(chat.tokenizer.encode(v).ids + [chat.eos], True) for v in table[key][:n]])
+            found.append(
+                [
+                    Completion(chat.tokenizer.encode(v).ids + [chat.eos], True)
+                    for v in table[key][:n]
+                ]
+            )
         return found
 
     monkeypatch.setattr(judge, "generate", write)
@@ -120,13 +209,22 @@ def judged(chat, candidates, k=3):
 
 def test_mean_of_the_readable_votes(verdicts, chat):
     """Guards against: an unreadable verdict counted as 0 (evals #1712) or as -1 (Oxen), and K that never arrives (lucidrains)."""
-    verdicts[0].update(alpha=["Score: 5", "no idea", "Score: 2"], beta=["what", "Score: 9", "Score: 0 or so"],
-                       gamma=["what", "Score: 9", ""])
-    scored, rows = judged(chat, [candidate(0, s, w) for s, w in enumerate(("alpha", "beta", "gamma"))])
+    verdicts[0].update(
+        alpha=["Score: 5", "no idea", "Score: 2"],
+        beta=["what", "Score: 9", "Score: 0 or so"],
+        gamma=["what", "Score: 9", ""],
+    )
+    scored, rows = judged(
+        chat, [candidate(0, s, w) for s, w in enumerate(("alpha", "beta", "gamma"))]
+    )
     assert [c.votes for c in scored] == [(5, None, 2), (None, None, 0), (None, None, None)]
     assert [c.reward for c in scored] == [3.5, 0, None]
-    assert [(r["id"], r["sample"], r["vote"]) for r in rows] == [(0, s, v) for s in range(3) for v in range(3)]
-    assert [r["text"] for r in rows[:2]] == ["Score: 5", "no idea"] and [r["score"] for r in rows[:3]] == [5, None, 2]
+    assert [(r["id"], r["sample"], r["vote"]) for r in rows] == [
+        (0, s, v) for s in range(3) for v in range(3)
+    ]
+    assert [r["text"] for r in rows[:2]] == ["Score: 5", "no idea"] and [
+        r["score"] for r in rows[:3]
+    ] == [5, None, 2]
 
 
 def test_a_score_inside_the_answer_does_not_count(verdicts, chat):
@@ -140,7 +238,9 @@ def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
     """Guards against: the same, with the real `generate`: what is decoded is what the judge wrote."""
     letter = chat.tokenizer.token_to_id("z")
     model, answers = flat_gpt({letter: 1, chat.eos: 1}), [candidate(0, 0, "Score: 5")]
-    rows = score(model, chat, answers, Sampling(8), k=3, rubric="{prompt}{response}", key="k", label=None)
+    rows = score(
+        model, chat, answers, Sampling(8), k=3, rubric="{prompt}{response}", key="k", label=None
+    )
     assert attach(answers, rows)[0].reward is None and len(rows) == 3
     assert all(set(r["text"]) <= {"z"} for r in rows)
 
@@ -148,7 +248,9 @@ def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
 def test_unfinished_answers_are_not_judged(verdicts, chat):
     """Guards against: an answer that was cut off, scored as if it were whole."""
     verdicts[0].update(alpha=["Score: 3"] * 3)
-    scored, rows = judged(chat, [candidate(0, 0, "alpha", finished=False), candidate(0, 1, "alpha")])
+    scored, rows = judged(
+        chat, [candidate(0, 0, "alpha", finished=False), candidate(0, 1, "alpha")]
+    )
     assert [(c.reward, c.votes) for c in scored] == [(None, ()), (3, (3, 3, 3))]
     assert {r["sample"] for r in rows} == {1} and verdicts[1] == {"alpha": 1}
     assert judged(chat, [candidate(0, 0, "alpha", finished=False)])[1] == []
@@ -157,21 +259,51 @@ def test_unfinished_answers_are_not_judged(verdicts, chat):
 def test_equal_answers_share_their_votes(verdicts, chat):
     """Guards against: one text that beats itself by the luck of the draw; and equal texts to other prompts thrown together."""
     verdicts[0].update(alpha=["Score: 3", "Score: 4"], beta=["Score: 1", "Score: 1"])
-    answers = [candidate(0, 0, "alpha"), candidate(0, 1, "beta"), candidate(0, 2, "alpha"), candidate(1, 0, "alpha")]
+    answers = [
+        candidate(0, 0, "alpha"),
+        candidate(0, 1, "beta"),
+        candidate(0, 2, "alpha"),
+        candidate(1, 0, "alpha"),
+    ]
     scored, rows = judged(chat, answers, k=2)
-    assert [c.reward for c in scored] == [3.5, 1, 3.5, 3.5] and verdicts[1] == {"alpha": 2, "beta": 1}
-    assert [(r["id"], r["sample"]) for r in rows] == [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]
+    assert [c.reward for c in scored] == [3.5, 1, 3.5, 3.5] and verdicts[1] == {
+        "alpha": 2,
+        "beta": 1,
+    }
+    assert [(r["id"], r["sample"]) for r in rows] == [
+        (0, 0),
+        (0, 0),
+        (0, 1),
+        (0, 1),
+        (1, 0),
+        (1, 0),
+    ]
     assert choose_pair([scored[0], scored[2]]) is None
 
 
 # ---- expected scores: read from probabilities ----
 
+
 def expected(model, chat, candidates, *, slots: int = 64, key: str = "k") -> list[dict]:
-    return score(model, chat, candidates, Sampling(64, slots=slots), k=3, rubric="{prompt}|{response}", key=key, how="expected", label=None)
+    return score(
+        model,
+        chat,
+        candidates,
+        Sampling(64, slots=slots),
+        k=3,
+        rubric="{prompt}|{response}",
+        key=key,
+        how="expected",
+        label=None,
+    )
 
 
 ANSWERS = [candidate(i // 4, i % 4, "word " * (i % 5) + chr(97 + i)) for i in range(16)]
-MERGES = {"bytes": (), "digits with their space": [f"\u0120{n}" for n in range(6)], "score with its colon": ["e:", ":\u0120"]}
+MERGES = {
+    "bytes": (),
+    "digits with their space": [f"\u0120{n}" for n in range(6)],
+    "score with its colon": ["e:", ":\u0120"],
+}
 
 
 @pytest.mark.parametrize("merges", MERGES)
@@ -182,9 +314,11 @@ def test_expected_scores_by_brute_force(tmp_path, merges):
     digits = [chat.tokenizer.encode(f"Score: {n}").ids[-1] for n in range(6)]
     model = tiny_gpt(seed=2, vocab=260 + len(MERGES[merges]), tie_word_embeddings=False)
     with torch.no_grad():
-        model.lm_head.weight[digits] *= 6                           # now likely, now unlikely
+        model.lm_head.weight[digits] *= 6  # now likely, now unlikely
     rows = expected(model, chat, ANSWERS)
-    assert [(r["id"], r["sample"], r["vote"], r["text"]) for r in rows] == [(c.id, c.sample, 0, "") for c in ANSWERS]
+    assert [(r["id"], r["sample"], r["vote"], r["text"]) for r in rows] == [
+        (c.id, c.sample, 0, "") for c in ANSWERS
+    ]
     for row, c in zip(rows, ANSWERS):
         with torch.no_grad():
             read = torch.tensor([chat.prompt(f"{c.prompt}|{c.response}") + line[:-1]])
@@ -192,7 +326,9 @@ def test_expected_scores_by_brute_force(tmp_path, merges):
         assert row["digits"] == pytest.approx(probs, abs=1e-4)
         mean = sum(n * p for n, p in enumerate(probs)) / sum(probs)
         assert row["score"] == (pytest.approx(mean, abs=1e-4) if sum(probs) >= 0.5 else None)
-    assert 0 < sum(r["score"] is None for r in rows) < len(rows), "the test wants readable and unreadable ones"
+    assert 0 < sum(r["score"] is None for r in rows) < len(rows), (
+        "the test wants readable and unreadable ones"
+    )
 
 
 def test_expected_scores_need_no_luck(chat):
@@ -201,15 +337,22 @@ def test_expected_scores_need_no_luck(chat):
     rows = expected(model, chat, ANSWERS)
     assert expected(model, chat, ANSWERS, key="other") == rows
     for again in (expected(model, chat, ANSWERS, slots=1), expected(model, chat, ANSWERS[:3])):
-        assert [r["score"] for r in again] == pytest.approx([r["score"] for r in rows[:len(again)]], abs=1e-4)
+        assert [r["score"] for r in again] == pytest.approx(
+            [r["score"] for r in rows[: len(again)]], abs=1e-4
+        )
     assert len({r["score"] for r in rows}) == len(rows), "hardly ever tied"
 
 
 def test_expected_scores_follow_the_digits(chat):
     """Guards against: the order of the digits turned round; a judge that says nothing read as a middling score."""
     digit = [chat.tokenizer.token_to_id(d) for d in "0123456789"]
-    cases = [({digit[4]: 1}, 4), ({digit[0]: 1}, 0), ({digit[5]: 0.4, digit[2]: 0.2, 40: 0.4}, 4), ({digit[5]: 0.3, 40: 0.7}, None),
-             ({digit[7]: 1}, None)]
+    cases = [
+        ({digit[4]: 1}, 4),
+        ({digit[0]: 1}, 0),
+        ({digit[5]: 0.4, digit[2]: 0.2, 40: 0.4}, 4),
+        ({digit[5]: 0.3, 40: 0.7}, None),
+        ({digit[7]: 1}, None),
+    ]
     for given, wanted in cases:
         (row,) = expected(flat_gpt(given), chat, ANSWERS[:1])
         assert row["score"] == (None if wanted is None else pytest.approx(wanted, abs=1e-4))
@@ -219,12 +362,27 @@ def test_expected_scores_follow_the_digits(chat):
 def test_expected_scores_one_row_an_answer(chat):
     """Guards against: K equal votes, an unfinished answer judged, one text judged twice, an unreadable one taken for 0."""
     digit = chat.tokenizer.token_to_id("3")
-    answers = [candidate(0, 0, "alpha"), candidate(0, 1, "beta", finished=False), candidate(0, 2, "alpha"), candidate(1, 0, "alpha")]
+    answers = [
+        candidate(0, 0, "alpha"),
+        candidate(0, 1, "beta", finished=False),
+        candidate(0, 2, "alpha"),
+        candidate(1, 0, "alpha"),
+    ]
     rows = expected(flat_gpt({digit: 1}), chat, answers)
     assert [(r["id"], r["sample"]) for r in rows] == [(0, 0), (1, 0)]
-    assert [(c.votes, c.reward) for c in attach(answers, rows)] == [((3,), 3), ((), None), ((3,), 3), ((3,), 3)]
+    assert [(c.votes, c.reward) for c in attach(answers, rows)] == [
+        ((3,), 3),
+        ((), None),
+        ((3,), 3),
+        ((3,), 3),
+    ]
     mute = expected(flat_gpt({40: 1}), chat, answers)
-    assert [(c.votes, c.reward) for c in attach(answers, mute)] == [((None,), None), ((), None), ((None,), None), ((None,), None)]
+    assert [(c.votes, c.reward) for c in attach(answers, mute)] == [
+        ((None,), None),
+        ((), None),
+        ((None,), None),
+        ((None,), None),
+    ]
     assert expected(flat_gpt({digit: 1}), chat, answers[1:2]) == []
 
 
@@ -238,12 +396,24 @@ def test_tokenizers_that_do_not_tell_digits_apart(tmp_path, merges):
 
 # ---- pairs ----
 
+
 def group(*rewards: float | None, id: int = 0) -> list[Candidate]:
     return [candidate(id, s, f"answer {s}", reward=r) for s, r in enumerate(rewards)]
 
 
-PAIRS = [((1, 5, 3), (1, 0)), ((2, None, 4), (2, 0)), ((0, 0.5), (1, 0)), ((None, None, 0, 3), (3, 2)), ((4, 4, 2), (0, 2)),
-         ((3, 3, 3), None), ((None, None), None), ((5, None), None), ((5,), None), ((0, None, 0), None), ((), None)]
+PAIRS = [
+    ((1, 5, 3), (1, 0)),
+    ((2, None, 4), (2, 0)),
+    ((0, 0.5), (1, 0)),
+    ((None, None, 0, 3), (3, 2)),
+    ((4, 4, 2), (0, 2)),
+    ((3, 3, 3), None),
+    ((None, None), None),
+    ((5, None), None),
+    ((5,), None),
+    ((0, None, 0), None),
+    ((), None),
+]
 
 
 @pytest.mark.parametrize("rewards, expected", PAIRS, ids=str)
@@ -255,43 +425,84 @@ def test_choose_pair(rewards, expected):
 
 def test_one_pair_a_prompt():
     """Guards against: answers to different prompts compared with each other."""
-    pairs = choose_pairs(group(1, 2) + group(3, 3, id=1) + group(None, None, id=2) + group(5, 4, id=3))
-    assert [(p.chosen.id, p.rejected.id, p.chosen.reward, p.rejected.reward) for p in pairs] == [(0, 0, 2, 1), (3, 3, 5, 4)]
+    pairs = choose_pairs(
+        group(1, 2) + group(3, 3, id=1) + group(None, None, id=2) + group(5, 4, id=3)
+    )
+    assert [(p.chosen.id, p.rejected.id, p.chosen.reward, p.rejected.reward) for p in pairs] == [
+        (0, 0, 2, 1),
+        (3, 3, 5, 4),
+    ]
     assert choose_pairs([]) == []
 
 
 # ---- judge examples from ranked answers ----
 
+
 def test_score_lines():
     """Guards against: ranks read upside down. Rank 0 is the best and gets 5, the last gets 1."""
-    rows = score_lines([{"prompt": "p", "responses": ["best", "worst", "middle", "worst too"], "ranks": [0, 2, 1, 2]},
-                        {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]}, {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 1]}])
+    rows = score_lines(
+        [
+            {
+                "prompt": "p",
+                "responses": ["best", "worst", "middle", "worst too"],
+                "ranks": [0, 2, 1, 2],
+            },
+            {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]},
+            {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 1]},
+        ]
+    )
     assert [(r["prompt"], r["response"], r["verdict"]) for r in rows] == [
-        ("p", "best", "Score: 5"), ("p", "worst", "Score: 1"), ("p", "middle", "Score: 3"), ("p", "worst too", "Score: 1"),
-        ("q", "a", "Score: 1"), ("q", "b", "Score: 5"), ("r", "c", "Score: 5"), ("r", "d", "Score: 5")]
+        ("p", "best", "Score: 5"),
+        ("p", "worst", "Score: 1"),
+        ("p", "middle", "Score: 3"),
+        ("p", "worst too", "Score: 1"),
+        ("q", "a", "Score: 1"),
+        ("q", "b", "Score: 5"),
+        ("r", "c", "Score: 5"),
+        ("r", "d", "Score: 5"),
+    ]
     assert all(parse_score(r["verdict"]) is not None for r in rows)
 
 
 def people(*ranks: list[int]) -> list[dict]:
-    return [{"prompt": f"p{g}", "responses": [f"answer {g} {s}" for s in range(len(r))], "ranks": r} for g, r in enumerate(ranks)]
+    return [
+        {"prompt": f"p{g}", "responses": [f"answer {g} {s}" for s in range(len(r))], "ranks": r}
+        for g, r in enumerate(ranks)
+    ]
 
 
 def votes(*groups: list) -> list[dict]:
     """Verdict rows: a group is a list of answers, an answer a list of votes (or one vote), None unreadable."""
-    return [{"id": g, "sample": s, "vote": v, "text": f"Vote {v}. Score: {'?' if n is None else n}", "score": n}
-            for g, answers in enumerate(groups) for s, given in enumerate(answers)
-            for v, n in enumerate(given if isinstance(given, list) else [given])]
+    return [
+        {
+            "id": g,
+            "sample": s,
+            "vote": v,
+            "text": f"Vote {v}. Score: {'?' if n is None else n}",
+            "score": n,
+        }
+        for g, answers in enumerate(groups)
+        for s, given in enumerate(answers)
+        for v, n in enumerate(given if isinstance(given, list) else [given])
+    ]
 
 
 AGREE = [  # ranks of one group, votes, the answers whose verdicts agree
-    ([0, 1, 2], [5, 3, 1], [0, 1, 2]), ([0, 1, 2], [1, 3, 5], []), ([2, 0, 1], [1, 5, 3], [0, 1, 2]),
-    ([0, 1, 2], [5, 5, 1], [0, 1, 2]),                                  # a tie does not contradict
-    ([0, 1, 2], [3, 3, 3], []), ([0, 1], [4, 4], []),                   # but saying nothing is no agreement
-    ([0, 1, 2], [3, 5, 1], [2]),                                        # only the last is where people put it
-    ([0, 0, 1], [1, 5, 3], [1]), ([0, 0, 1], [4, 5, 3], [0, 1, 2]),     # answers of one rank are not compared
-    ([0, 1, 2], [5, None, 1], [0, 2]), ([0, 1], [5, None], []), ([0, 1], [None, None], []), ([0, 0], [5, 1], []),
-    ([0, 1], [[5, 1], None], []),                                       # nor with itself
-    ([0, 1], [[5, 1], 2], [0, 1]),                                      # means of 3 and 2: the vote of 5 agrees, that of 1 does not
+    ([0, 1, 2], [5, 3, 1], [0, 1, 2]),
+    ([0, 1, 2], [1, 3, 5], []),
+    ([2, 0, 1], [1, 5, 3], [0, 1, 2]),
+    ([0, 1, 2], [5, 5, 1], [0, 1, 2]),  # a tie does not contradict
+    ([0, 1, 2], [3, 3, 3], []),
+    ([0, 1], [4, 4], []),  # but saying nothing is no agreement
+    ([0, 1, 2], [3, 5, 1], [2]),  # only the last is where people put it
+    ([0, 0, 1], [1, 5, 3], [1]),
+    ([0, 0, 1], [4, 5, 3], [0, 1, 2]),  # answers of one rank are not compared
+    ([0, 1, 2], [5, None, 1], [0, 2]),
+    ([0, 1], [5, None], []),
+    ([0, 1], [None, None], []),
+    ([0, 0], [5, 1], []),
+    ([0, 1], [[5, 1], None], []),  # nor with itself
+    ([0, 1], [[5, 1], 2], [0, 1]),  # means of 3 and 2: the vote of 5 agrees, that of 1 does not
     ([0, 1, 2], [[5, None], 3, [None, 1]], [0, 1, 2]),
 ]
 
@@ -303,7 +514,11 @@ def test_which_verdicts_agree_with_people(ranks, given, agree):
     texts = {(v["id"], v["sample"], v["text"]) for v in votes(given)}
     assert funnel["agreeing"] == len(agree) and {int(r["response"][-1]) for r in rows} <= set(agree)
     for r in rows:
-        assert (0, int(r["response"][-1]), r["verdict"]) in texts and r["prompt"] == "p0" and parse_score(r["verdict"]) is not None
+        assert (
+            (0, int(r["response"][-1]), r["verdict"]) in texts
+            and r["prompt"] == "p0"
+            and parse_score(r["verdict"]) is not None
+        )
     if given == [[5, 1], 2]:
         assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 0. Score: 2"]
 
@@ -313,14 +528,21 @@ def test_the_commonest_score_is_thinned():
     ranks = [[0, 1], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]]
     given = [[5, 3], [5, 3], [5, 1], [5, 4], [2, 4], [None, 3]]
     rows, funnel = agreeing(people(*ranks), votes(*given))
-    assert funnel == {"written": 12, "readable": 11, "agreeing": 8, "kept": 6}       # four fives, two threes, a one, a four
+    assert funnel == {
+        "written": 12,
+        "readable": 11,
+        "agreeing": 8,
+        "kept": 6,
+    }  # four fives, two threes, a one, a four
     assert Counter(parse_score(r["verdict"]) for r in rows) == {5: 2, 3: 2, 1: 1, 4: 1}
     assert len({(r["prompt"], r["response"]) for r in rows}) == 6
 
 
 def test_one_score_only_is_kept():
     """Guards against: nothing left where every verdict that agrees gives the same score."""
-    rows, funnel = agreeing(people([0, 1], [0, 1]), votes([[5, 5, 2], 4.5], [[5, None], None]))      # a mean of 4 against 4.5
+    rows, funnel = agreeing(
+        people([0, 1], [0, 1]), votes([[5, 5, 2], 4.5], [[5, None], None])
+    )  # a mean of 4 against 4.5
     assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 1. Score: 5"]
     assert funnel == {"written": 7, "readable": 5, "agreeing": 2, "kept": 2}
     rows, funnel = agreeing(people([0, 1, 2]), votes([[5, 5], [5, None], [5, None]]))
@@ -331,10 +553,17 @@ def test_one_score_only_is_kept():
 # ---- accuracy on ranked answers ----
 
 ACCURACY = [
-    ([[5, 3, 1]], [[0, 1, 2]], 1), ([[1, 3, 5]], [[0, 1, 2]], 0), ([[5, 1, 3]], [[0, 1, 2]], 2 / 3),
-    ([[5, 5, 1]], [[0, 1, 2]], 2 / 3), ([[5, 4, 1]], [[0, 0, 1]], 1), ([[None, 4, 1]], [[0, 1, 2]], 1 / 3),
-    ([[0, None]], [[0, 1]], 0), ([[None, None]], [[0, 1]], 0),
-    ([[5, 5]], [[1, 1]], None), ([], [], None), ([[5, 1], [1, 5]], [[0, 1], [0, 1]], 0.5),
+    ([[5, 3, 1]], [[0, 1, 2]], 1),
+    ([[1, 3, 5]], [[0, 1, 2]], 0),
+    ([[5, 1, 3]], [[0, 1, 2]], 2 / 3),
+    ([[5, 5, 1]], [[0, 1, 2]], 2 / 3),
+    ([[5, 4, 1]], [[0, 0, 1]], 1),
+    ([[None, 4, 1]], [[0, 1, 2]], 1 / 3),
+    ([[0, None]], [[0, 1]], 0),
+    ([[None, None]], [[0, 1]], 0),
+    ([[5, 5]], [[1, 1]], None),
+    ([], [], None),
+    ([[5, 1], [1, 5]], [[0, 1], [0, 1]], 0.5),
 ]
 
 
@@ -347,19 +576,28 @@ def test_pairwise_accuracy(rewards, ranks, share):
 def test_rank_answers(verdicts, chat):
     """Guards against: rewards handed back in another order than the answers."""
     verdicts[0].update(alpha=["Score: 3"], beta=["no"], gamma=["Score: 1"])
-    groups = [{"prompt": "x", "responses": ["gamma", "alpha", "gamma"]}, {"prompt": "y", "responses": ["beta", "alpha"]}]
+    groups = [
+        {"prompt": "x", "responses": ["gamma", "alpha", "gamma"]},
+        {"prompt": "y", "responses": ["beta", "alpha"]},
+    ]
     rewards, rows = rank_answers(None, chat, groups, Sampling(64), k=1, rubric=RUBRIC, key="k")
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
 
 
 FIGURES = [  # rewards and ranks of one group: pairwise, ties, best5, exact, spearman, kendall
-    ([5, 3, 1], [0, 1, 2], 1, 0, 1, 1, 1, 1), ([1, 3, 5], [0, 1, 2], 0, 0, 0, 0, -1, -1),
-    ([5, 5, 1], [0, 1, 2], 2 / 3, 1 / 3, 1 / 2, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
-    ([3, 3, 3], [0, 1, 2], 0, 1, None, 0, 0, 0), ([5, 5], [0, 1], 0, 1, 1 / 2, 0, 0, 0),
-    ([4, 4, 1], [0, 0, 1], 1, 0, None, 1, 1, 1), ([4, 3, 1], [0, 0, 1], 1, 0, None, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
-    ([None, 4, 1], [0, 1, 2], 1 / 3, 2 / 3, None, 0, 1, 1), ([4.5, None], [1, 0], 0, 1, 0, 0, 0, 0),
-    ([5, 1], [1, 3], 1, 0, 1, 1, 1, 1), ([None, None], [0, 1], 0, 1, None, 0, 0, 0), ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1),
-    ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3 ** 0.5 / 2, (2 / 3) ** 0.5),
+    ([5, 3, 1], [0, 1, 2], 1, 0, 1, 1, 1, 1),
+    ([1, 3, 5], [0, 1, 2], 0, 0, 0, 0, -1, -1),
+    ([5, 5, 1], [0, 1, 2], 2 / 3, 1 / 3, 1 / 2, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
+    ([3, 3, 3], [0, 1, 2], 0, 1, None, 0, 0, 0),
+    ([5, 5], [0, 1], 0, 1, 1 / 2, 0, 0, 0),
+    ([4, 4, 1], [0, 0, 1], 1, 0, None, 1, 1, 1),
+    ([4, 3, 1], [0, 0, 1], 1, 0, None, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
+    ([None, 4, 1], [0, 1, 2], 1 / 3, 2 / 3, None, 0, 1, 1),
+    ([4.5, None], [1, 0], 0, 1, 0, 0, 0, 0),
+    ([5, 1], [1, 3], 1, 0, 1, 1, 1, 1),
+    ([None, None], [0, 1], 0, 1, None, 0, 0, 0),
+    ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1),
+    ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
 ]
 NAMES = ("pairwise", "ties", "best5", "exact", "spearman", "kendall")
 
@@ -369,7 +607,9 @@ def test_figures_by_hand(case):
     """Guards against: ties that count as right, missing scores that count as zeros, a share of no fives."""
     rewards, ranks, *values = case
     figures = judge_figures([rewards], [ranks])
-    assert {n: figures[f"judge_{n}"] for n in NAMES} == {n: None if v is None else pytest.approx(v) for n, v in zip(NAMES, values)}
+    assert {n: figures[f"judge_{n}"] for n in NAMES} == {
+        n: None if v is None else pytest.approx(v) for n, v in zip(NAMES, values)
+    }
 
 
 def test_figures_of_several_groups():
@@ -383,14 +623,23 @@ def brute_tau_b(a: list[float], b: list[float]) -> float:
     pairs = list(combinations(range(len(a)), 2))
     signs = [((a[i] - a[j]), (b[i] - b[j])) for i, j in pairs]
     concordant, discordant = sum(x * y > 0 for x, y in signs), sum(x * y < 0 for x, y in signs)
-    below = (len(pairs) - sum(x == 0 for x, _ in signs)) * (len(pairs) - sum(y == 0 for _, y in signs))
-    return (concordant - discordant) / below ** 0.5 if below else 0.0
+    below = (len(pairs) - sum(x == 0 for x, _ in signs)) * (
+        len(pairs) - sum(y == 0 for _, y in signs)
+    )
+    return (concordant - discordant) / below**0.5 if below else 0.0
 
 
 def brute_spearman(a: list[float], b: list[float]) -> float:
     """Pearson's correlation of the ranks, ties sharing theirs."""
-    ranked = [torch.tensor([sum(sorted(x).index(v) + i for i in range(x.count(v))) / x.count(v) for v in x]).double() for x in (a, b)]
-    return float(torch.corrcoef(torch.stack(ranked))[0, 1]) if len({*a}) > 1 and len({*b}) > 1 else 0.0
+    ranked = [
+        torch.tensor(
+            [sum(sorted(x).index(v) + i for i in range(x.count(v))) / x.count(v) for v in x]
+        ).double()
+        for x in (a, b)
+    ]
+    return (
+        float(torch.corrcoef(torch.stack(ranked))[0, 1]) if len({*a}) > 1 and len({*b}) > 1 else 0.0
+    )
 
 
 def random_groups(count: int, seed: int = 0) -> tuple[list, list]:
@@ -430,37 +679,75 @@ def test_interval_draws_whole_groups():
     """Guards against: answers to one prompt taken for independent, which makes the interval too narrow."""
     assert interval([10] * 50 + [0] * 50, [10] * 100) == interval([1] * 50 + [0] * 50, [1] * 100)
     low, high = interval([1] * 50 + [0] * 50, [1] * 100)
-    assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02)), "1.96 sqrt(1/4 / 100) = 0.098"
+    assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02)), (
+        "1.96 sqrt(1/4 / 100) = 0.098"
+    )
     assert interval([3], [4]) == [0.75, 0.75] and interval([0, 0], [0, 0]) == [0, 0]
     assert judge_figures([[5, 1]], [[0, 0]])["judge_pairwise"] is None
 
 
 # ---- the command, with expected scores ----
 
+
 @pytest.fixture
 def digits(cwd):
     """A directory with a small judge that likes digits, 4 most."""
     folder, chat = cwd / "digits", Chat(write_tokenizer(cwd / "digits"))
-    save(leaning_gpt({chat.tokenizer.token_to_id(d): 9 + (d == "4") for d in "012345"}, max_position_embeddings=2048), folder)
+    save(
+        leaning_gpt(
+            {chat.tokenizer.token_to_id(d): 9 + (d == "4") for d in "012345"},
+            max_position_embeddings=2048,
+        ),
+        folder,
+    )
     return folder
 
 
 def test_judge_one_answer_by_expected_score(digits):
     """Guards against: --judge expected that still samples, or shows an empty verdict."""
-    args = ("judge.py", "--model", digits, "--judge", "expected", "--prompt", "Why?", "--response", "So.")
+    args = (
+        "judge.py",
+        "--model",
+        digits,
+        "--judge",
+        "expected",
+        "--prompt",
+        "Why?",
+        "--response",
+        "So.",
+    )
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     (verdict,) = report["verdicts"]
     assert len(verdict["digits"]) == 6 and 0.9 < sum(verdict["digits"]) <= 1.001
-    assert report["reward"] == verdict["score"] == pytest.approx(
-        sum(n * p for n, p in enumerate(verdict["digits"])) / sum(verdict["digits"]), abs=1e-3)
-    assert shown.code == 0 and "probabilities of 0 to 5" in shown.out and f"{report['reward']:.2f}" in shown.out
+    assert (
+        report["reward"]
+        == verdict["score"]
+        == pytest.approx(
+            sum(n * p for n, p in enumerate(verdict["digits"])) / sum(verdict["digits"]), abs=1e-3
+        )
+    )
+    assert (
+        shown.code == 0
+        and "probabilities of 0 to 5" in shown.out
+        and f"{report['reward']:.2f}" in shown.out
+    )
     assert json.loads(command(*args, "--json", "--seed", 5, "--k", 9).out) == report
 
 
 def test_judge_one_answer_that_cannot_be_read(digits):
     """Guards against: a made-up number where the judge would rather write something else."""
     save(tiny_gpt(max_position_embeddings=2048), digits)
-    args = ("judge.py", "--model", digits, "--judge", "expected", "--prompt", "Why?", "--response", "So.")
+    args = (
+        "judge.py",
+        "--model",
+        digits,
+        "--judge",
+        "expected",
+        "--prompt",
+        "Why?",
+        "--response",
+        "So.",
+    )
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     assert report["reward"] is report["verdicts"][0]["score"] is None
     assert shown.code == 0 and "unreadable" in shown.out and "none" in shown.out
@@ -472,12 +759,16 @@ def test_judge_a_file_by_expected_score(digits, cwd):
     write_jsonl(cwd / "ranked.jsonl", groups)
     args = ("judge.py", "--model", digits, "--judge", "expected", "--file", cwd / "ranked.jsonl")
     shown, report = command(*args), json.loads(command(*args, "--json").out)
-    assert [len(r) for r in report["rewards"]] == [3, 2, 3] and len({x for r in report["rewards"] for x in r}) > 1
+    assert [len(r) for r in report["rewards"]] == [3, 2, 3] and len(
+        {x for r in report["rewards"] for x in r}
+    ) > 1
     figures = judge_figures(report["rewards"], [g["ranks"] for g in groups])
     assert set(figures) == {"judge_interval", *(f"judge_{n}" for n in NAMES)}
     assert {k: report[k] for k in figures} == figures
     assert (report["groups"], report["judge_parse_rate"]) == (3, 1) and report["seconds"] >= 0
-    assert shown.code == 0 and all(word in shown.out for word in ("3 groups", "ties", "5-best", "exact", "Spearman", "Kendall"))
+    assert shown.code == 0 and all(
+        word in shown.out for word in ("3 groups", "ties", "5-best", "exact", "Spearman", "Kendall")
+    )
 
 
 def test_judging_that_is_not_known(digits, cwd):

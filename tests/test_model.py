@@ -1,4 +1,5 @@
 """model.py: the same numbers as the transformers library, with and without a cache, and clear errors."""
+
 import json
 
 import pytest
@@ -12,23 +13,52 @@ from config import pick_device, pick_dtype
 from model import STEP, KVCache, Normalise, attend, load, save
 from sample import Sampling, generate, pack
 
-SIZES = dict(vocab_size=120, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-             num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=False, bos_token_id=1, eos_token_id=2)
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64}
+SIZES = dict(
+    vocab_size=120,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=256,
+    tie_word_embeddings=False,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
 CHECKPOINTS = {
-    "llama": {}, "llama tied": {"tie_word_embeddings": True}, "llama no GQA": {"num_key_value_heads": 4},
+    "llama": {},
+    "llama tied": {"tie_word_embeddings": True},
+    "llama no GQA": {"num_key_value_heads": 4},
     "llama llama3-rope": {"rope_parameters": LLAMA3},
-    "llama linear-rope": {"rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}},
-    "mistral": {"head_dim": 16}, "qwen2": {}, "qwen2 tied": {"tie_word_embeddings": True},
-    "qwen3": {"head_dim": 16}, "qwen3 tied": {"head_dim": 16, "tie_word_embeddings": True},
+    "llama linear-rope": {
+        "rope_parameters": {"rope_type": "linear", "rope_theta": 500.0, "factor": 4.0}
+    },
+    "mistral": {"head_dim": 16},
+    "qwen2": {},
+    "qwen2 tied": {"tie_word_embeddings": True},
+    "qwen3": {"head_dim": 16},
+    "qwen3 tied": {"head_dim": 16, "tie_word_embeddings": True},
 }
 
 
 def hf_model(name: str):
     """A random checkpoint as transformers makes it; norms and biases are moved off their neutral start."""
     torch.manual_seed(0)
-    hf = AutoModelForCausalLM.from_config(AutoConfig.for_model(name.split()[0], **SIZES | CHECKPOINTS[name])).float().eval()
+    hf = (
+        AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(name.split()[0], **SIZES | CHECKPOINTS[name])
+        )
+        .float()
+        .eval()
+    )
     with torch.no_grad():
         for p in hf.parameters():
             p.add_(0.3 * torch.randn_like(p))
@@ -59,7 +89,9 @@ def test_same_logits_and_saved_directory(pair, tmp_path):
     ours = load(folder)
     assert_same_logits(ours, hf)
     save(ours, tmp_path / "ours")
-    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval())
+    assert_same_logits(
+        ours, AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
+    )
     assert_same_logits(load(tmp_path / "ours"), hf)
 
 
@@ -67,8 +99,14 @@ def test_same_greedy_text(pair, chat):
     """Guards against: reading the logits at the wrong slot (lucidrains: token 1 instead of 8)."""
     hf, folder = pair
     chat.eos_ids, prompt = [2], ids(1, 17)
-    theirs = hf.generate(prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=24, pad_token_id=0)
-    (ours,), = generate(load(folder), chat, prompt.tolist(), Sampling(24, temperature=0), key="k")
+    theirs = hf.generate(
+        prompt,
+        attention_mask=torch.ones_like(prompt),
+        do_sample=False,
+        max_new_tokens=24,
+        pad_token_id=0,
+    )
+    ((ours,),) = generate(load(folder), chat, prompt.tolist(), Sampling(24, temperature=0), key="k")
     assert ours.tokens == theirs[0, 17:].tolist()
 
 
@@ -76,17 +114,32 @@ def test_sharded_checkpoint(tmp_path):
     """Guards against: reading the first shard only."""
     hf = hf_model("qwen2")
     hf.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert len(list(tmp_path.glob("*.safetensors"))) > 1 and not (tmp_path / "model.safetensors").exists()
+    assert (
+        len(list(tmp_path.glob("*.safetensors"))) > 1
+        and not (tmp_path / "model.safetensors").exists()
+    )
     assert_same_logits(load(tmp_path), hf)
 
 
-@pytest.mark.parametrize("sizes", [{}, {"model_type": "llama"}, {"model_type": "qwen2"}, {"tie_word_embeddings": False},
-                                   {"rope_theta": 500.0}, {"rope_scaling": {**LLAMA3, "factor": 2.0}}], ids=lambda s: str(s)[:20])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {},
+        {"model_type": "llama"},
+        {"model_type": "qwen2"},
+        {"tie_word_embeddings": False},
+        {"rope_theta": 500.0},
+        {"rope_scaling": {**LLAMA3, "factor": 2.0}},
+    ],
+    ids=lambda s: str(s)[:20],
+)
 def test_a_model_made_here_is_saved_whole(sizes, tmp_path):
     """Guards against: a config.json that forgets a setting, so that the same weights compute something else."""
     ours = tiny_gpt(vocab=120, **sizes)
     save(ours, tmp_path)
-    assert_same_logits(ours, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval())
+    assert_same_logits(
+        ours, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    )
     with torch.no_grad():
         assert torch.equal(load(tmp_path)(ids()), ours(ids()))
 
@@ -97,14 +150,14 @@ def test_cached_equals_uncached(dtype):
     """Guards against: positions that restart at 0 (mlx-lm #93) and pads seen by shorter rows (unsloth #3699, SkyRL #747)."""
     model, tokens, read = tiny_gpt().to(dtype), ids(3, 20), torch.tensor([5, 9, 7])
     cache = KVCache(model.config, 3, device=model.device, dtype=dtype)
-    model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)             # right-padded with 0
+    model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)  # right-padded with 0
     cache.lengths += read
     for width in (1, 3, 1, 1, 2):
         at = cache.lengths[:, None] + torch.arange(width)
         hidden = model(tokens.gather(1, at), cache)
         cache.lengths += width
         for row in range(3):
-            alone = model(tokens[row:row + 1, :int(cache.lengths[row])])[0, -width:]
+            alone = model(tokens[row : row + 1, : int(cache.lengths[row])])[0, -width:]
             torch.testing.assert_close(hidden[row], alone, atol=2e-5, rtol=0)
 
 
@@ -121,7 +174,9 @@ def test_the_future_cannot_be_seen(model):
 def test_cache_rows_are_copied_and_dropped_by_number(model):
     """Guards against: the slots of a batch mixed up when a prompt is shared or a row leaves."""
     tokens = ids(3, 8)
-    read, slots = (KVCache(model.config, rows, device=model.device, dtype=torch.float32) for rows in (3, 4))
+    read, slots = (
+        KVCache(model.config, rows, device=model.device, dtype=torch.float32) for rows in (3, 4)
+    )
     model(tokens, read)
     read.lengths += 8
     slots.put(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))
@@ -134,12 +189,21 @@ def test_cache_rows_are_copied_and_dropped_by_number(model):
 
 # ---- the parts that are spelt out for speed, against what they stand for ----
 
+
 def attention(shared: int = 0, *, own: int = 21, new: int = 5, rows: int = 3):
     """Random q (B,6,T,8), k and v (B,2,S,8) behind `shared` more that all rows have, in doubles, and what may be seen."""
     torch.manual_seed(shared + new)
     draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-    q, k, v, first = draw(rows, 6, new, 8), draw(rows, 2, own, 8), draw(rows, 2, own, 8), (draw(2, shared, 8), draw(2, shared, 8))
-    seen = torch.arange(own) <= torch.randint(0, own - new, (rows, 1, 1, 1)) + torch.arange(new)[:, None]
+    q, k, v, first = (
+        draw(rows, 6, new, 8),
+        draw(rows, 2, own, 8),
+        draw(rows, 2, own, 8),
+        (draw(2, shared, 8), draw(2, shared, 8)),
+    )
+    seen = (
+        torch.arange(own)
+        <= torch.randint(0, own - new, (rows, 1, 1, 1)) + torch.arange(new)[:, None]
+    )
     return q, k, v, first, seen
 
 
@@ -155,7 +219,10 @@ def test_attention_spelt_out(shared, new):
     expected = F.scaled_dot_product_attention(q, *whole, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(found, expected)
     leaves = [q, k, v, *(first if shared else ())]
-    for a, b in zip(torch.autograd.grad(found.square().sum(), leaves), torch.autograd.grad(expected.square().sum(), leaves)):
+    for a, b in zip(
+        torch.autograd.grad(found.square().sum(), leaves),
+        torch.autograd.grad(expected.square().sum(), leaves),
+    ):
         torch.testing.assert_close(a, b)
 
 
@@ -163,24 +230,35 @@ def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
     """Guards against: T x T weights kept for every layer of a long text; another result beyond the limit."""
     expected, calls, fused = model(ids(2, 40)), [], F.scaled_dot_product_attention
     monkeypatch.setattr("model.SPELT", 39)
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **kw: calls.append(1) or fused(*a, **kw))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **kw: calls.append(1) or fused(*a, **kw)
+    )
     torch.testing.assert_close(model(ids(2, 40)), expected, atol=2e-5, rtol=0)
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("dtype, near", [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str)
+@pytest.mark.parametrize(
+    "dtype, near", [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
 def test_normalise_is_rms_norm(dtype, near):
     """Guards against: a wrong backward pass, which training hides; squares summed in bf16."""
-    x, weight, g = (torch.randn(s, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
-                    for n, s in enumerate(((4, 7, 48), (48,), (4, 7, 48))))
+    x, weight, g = (
+        torch.randn(s, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
+        for n, s in enumerate(((4, 7, 48), (48,), (4, 7, 48)))
+    )
     found, expected = [], []
-    for out, norm, kind in ((found, Normalise.apply, dtype), (expected, lambda x, w, e: F.rms_norm(x, (48,), w, e), torch.float64)):
+    for out, norm, kind in (
+        (found, Normalise.apply, dtype),
+        (expected, lambda x, w, e: F.rms_norm(x, (48,), w, e), torch.float64),
+    ):
         leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
         y = norm(*leaves, 1e-5)
         out += [y, *torch.autograd.grad(y, leaves, g.to(kind))]
     assert found[0].dtype == dtype
     for a, b in zip(found, expected):
-        torch.testing.assert_close(a.double(), b, atol=near * float(b.detach().abs().max()), rtol=near)
+        torch.testing.assert_close(
+            a.double(), b, atol=near * float(b.detach().abs().max()), rtol=near
+        )
 
 
 @torch.no_grad()
@@ -190,12 +268,18 @@ def test_a_cache_is_no_longer_than_its_longest_row(model):
     for length, size in ((STEP - 1, STEP), (STEP, 2 * STEP), (3 * STEP, 4 * STEP), (5, STEP)):
         cache.lengths[:] = torch.tensor([length, 2])
         model(ids(2, 1), cache)
-        assert cache.k.shape[3] == cache.v.shape[3] == size and cache.k.is_contiguous() and cache.v.is_contiguous()
+        assert (
+            cache.k.shape[3] == cache.v.shape[3] == size
+            and cache.k.is_contiguous()
+            and cache.v.is_contiguous()
+        )
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-4), (torch.bfloat16, 0.3)], ids=str)
-@pytest.mark.parametrize("sizes", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}], ids=str)
+@pytest.mark.parametrize(
+    "sizes", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}], ids=str
+)
 def test_packed_weights_compute_the_same(sizes, dtype, near):
     """Guards against: a layout of the weights that is read wrongly; a bias or a tied head that is lost."""
     plain, packed = tiny_gpt(**sizes).to(dtype), pack(tiny_gpt(**sizes).to(dtype))
@@ -208,10 +292,14 @@ def test_packed_weights_compute_the_same(sizes, dtype, near):
 @pytest.mark.parametrize("broken", ["wrong", "absent"])
 def test_what_cannot_be_packed_stays_plain(monkeypatch, broken):
     """Guards against: a private operator of torch that changes or goes, and with it every answer."""
+
     class Operators:
         _reorder_linear_weight = staticmethod(lambda w, rows: w.detach())
         if broken != "absent":
-            _linear_pointwise = staticmethod(lambda x, w, *_: torch.zeros(*x.shape[:-1], len(w), dtype=x.dtype))
+            _linear_pointwise = staticmethod(
+                lambda x, w, *_: torch.zeros(*x.shape[:-1], len(w), dtype=x.dtype)
+            )
+
     expected = tiny_gpt()(ids())
     monkeypatch.setattr(torch.ops, "mkldnn", Operators())
     model = pack(tiny_gpt())
@@ -226,12 +314,18 @@ def folder(tmp_path):
 
 
 BAD_CONFIGS = [
-    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"), ({"model_type": None}, "llama, mistral, qwen2, qwen3"),
+    ({"model_type": "gpt2"}, "llama, mistral, qwen2, qwen3"),
+    ({"model_type": None}, "llama, mistral, qwen2, qwen3"),
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "default, linear and llama3"),
     ({"rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, "default, linear and llama3"),
-    ({"rope_scaling": {"rope_type": "llama3"}}, "llama3"), ({"hidden_act": "gelu"}, "silu"), ({"mlp_bias": True}, "mlp_bias"),
-    ({"attention_bias": True}, "attention_bias"), ({"hidden_size": None}, "hidden_size"), ({"num_hidden_layers": 3}, "disagree"),
-    ({"intermediate_size": 40}, "disagree"), ({"vocab_size": 121}, "disagree"),
+    ({"rope_scaling": {"rope_type": "llama3"}}, "llama3"),
+    ({"hidden_act": "gelu"}, "silu"),
+    ({"mlp_bias": True}, "mlp_bias"),
+    ({"attention_bias": True}, "attention_bias"),
+    ({"hidden_size": None}, "hidden_size"),
+    ({"num_hidden_layers": 3}, "disagree"),
+    ({"intermediate_size": 40}, "disagree"),
+    ({"vocab_size": 121}, "disagree"),
 ]
 
 
@@ -280,8 +374,14 @@ def test_missing_tensor(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("pick, name", [(pick_device, "tpu"), (pick_device, ""),
-                                        (lambda n: pick_dtype(n, torch.device("cpu")), "fp16")])
+@pytest.mark.parametrize(
+    "pick, name",
+    [
+        (pick_device, "tpu"),
+        (pick_device, ""),
+        (lambda n: pick_dtype(n, torch.device("cpu")), "fp16"),
+    ],
+)
 def test_unknown_device_or_dtype(pick, name):
     """Guards against: silent fallbacks (GRPO-Zero: any unknown dtype is bfloat16)."""
     with pytest.raises(UserError):

@@ -1,4 +1,5 @@
 """prompts.py: new prompts are new, each has demonstrations of its own, and every refusal is counted."""
+
 import itertools
 import random
 import time
@@ -15,10 +16,16 @@ from sample import Completion, Sampling
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 
 REFUSED = [
-    ("Name three fruits.", False, "unfinished"), ("Name fruits.", True, "length"), ("", True, "length"),
-    ("a " * 151, True, "length"), ("count  UP to four", True, "duplicate"), ("Please draw a cat.", True, "keyword"),
+    ("Name three fruits.", False, "unfinished"),
+    ("Name fruits.", True, "length"),
+    ("", True, "length"),
+    ("a " * 151, True, "length"),
+    ("count  UP to four", True, "duplicate"),
+    ("Please draw a cat.", True, "keyword"),
     ("Look at this image: what is it?", True, "keyword"),
-    ("Please count up to four", True, "similar"), ("Name three fruits.", True, None), ("Drawing is fun, why?", True, None),
+    ("Please count up to four", True, "similar"),
+    ("Name three fruits.", True, None),
+    ("Drawing is fun, why?", True, None),
 ]
 
 
@@ -39,9 +46,13 @@ def test_thousands_of_prompts_are_compared_in_seconds():
     """Guards against: a filter that takes longer than the model (an hour at 3,000 prompts, when every pair was aligned)."""
     rng, kept, started = random.Random(0), Texts(), time.process_time()
     words = [f"word{i}" for i in range(2000)]
-    draw = lambda: [words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))]      # common words and rare ones
+    draw = lambda: [
+        words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))
+    ]  # common words and rare ones
     texts = [draw() for _ in range(2900)]
-    texts += [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]            # and near copies
+    texts += [
+        [w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)
+    ]  # and near copies
     for text in texts:
         if not refusal(found := Text(" ".join(text)), True, kept, 0.7):
             kept.add(found)
@@ -61,7 +72,10 @@ def scripted(monkeypatch, chat):
         assert n == 1
         read.extend(chat.decode(p) for p in asked)
         lines = [texts[next(written) % len(texts)] for _ in asked]
-        return [[Completion(chat.tokenizer.encode(line).ids, not line.endswith(" and"))] for line in lines]
+        return [
+            [Completion(chat.tokenizer.encode(line).ids, not line.endswith(" and"))]
+            for line in lines
+        ]
 
     monkeypatch.setattr(prompts, "generate", write)
     return texts, read
@@ -73,7 +87,9 @@ def test_new_prompts_are_new(scripted, chat):
     seeds = [f"Seed task number {i}." for i in range(12)]
     texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
     texts += [f"New task number {i}.\nTask: more" for i in range(30)]
-    found, refused = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."])
+    found, refused = new_prompts(
+        None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."]
+    )
     kept = [" ".join(t.lower().split()) for t in found]
     assert len(found) == len(set(kept)) == 20
     assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
@@ -93,9 +109,13 @@ def test_demonstrations(scripted, chat):
     own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
     first = own.index(next(o for o in own if o))
     assert 10 <= first <= 13 and own[:first] == [[]] * first and len(own) > 40
-    assert all(len(o) == 2 and max(o) < at for at, o in enumerate(own) if at >= first), "two of its own, written before"
+    assert all(len(o) == 2 and max(o) < at for at, o in enumerate(own) if at >= first), (
+        "two of its own, written before"
+    )
     assert all(sum(s in seeds for s in shots) == 6 for shots in shown[first:])
-    assert len({tuple(shots) for shots in shown}) == len(shown) and len({tuple(o) for o in own}) > 10
+    assert (
+        len({tuple(shots) for shots in shown}) == len(shown) and len({tuple(o) for o in own}) > 10
+    )
     places = [shots.index(s) for shots in shown[first:] for s in shots if s in found]
     assert set(places) == set(range(8)), "the model's own stand anywhere in the list"
 
@@ -103,13 +123,38 @@ def test_demonstrations(scripted, chat):
 def test_every_refusal_is_counted(scripted, chat):
     """Guards against: prompts lost without a word, or a surplus counted as refused; a held-out prompt let through."""
     texts, _ = scripted
-    good = ["Name three green birds.", "Spell dog backwards twice.", "Which river is the longest?", "How do clouds form?"]
-    bad = {"An endless task goes on and": "unfinished", "No.": "length", "": "length", "SEED task number 1.": "duplicate",
-           "held OUT task of ours.": "duplicate", "Please draw a cat.": "keyword", "Please do seed task number 2.": "similar",
-           "A held out task of ours.": "similar"}
-    texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]       # draws of 2, 4, 4 and 3; the last one is a surplus
-    found, refused = new_prompts(None, chat, [f"Seed task number {i}." for i in range(4)], 4, DRAW, key="k", rouge=0.7,
-                                 exclude=["Held out task of ours."])
+    good = [
+        "Name three green birds.",
+        "Spell dog backwards twice.",
+        "Which river is the longest?",
+        "How do clouds form?",
+    ]
+    bad = {
+        "An endless task goes on and": "unfinished",
+        "No.": "length",
+        "": "length",
+        "SEED task number 1.": "duplicate",
+        "held OUT task of ours.": "duplicate",
+        "Please draw a cat.": "keyword",
+        "Please do seed task number 2.": "similar",
+        "A held out task of ours.": "similar",
+    }
+    texts += [
+        good[0],
+        *bad,
+        *good[1:],
+        "Why is rain wet today?",
+    ]  # draws of 2, 4, 4 and 3; the last one is a surplus
+    found, refused = new_prompts(
+        None,
+        chat,
+        [f"Seed task number {i}." for i in range(4)],
+        4,
+        DRAW,
+        key="k",
+        rouge=0.7,
+        exclude=["Held out task of ours."],
+    )
     assert found == good
     assert refused == Counter(bad.values())
 
@@ -124,8 +169,14 @@ def test_new_prompts_that_never_come(scripted, chat):
 
 def test_new_prompts_by_a_model(chat):
     """Guards against: the scripted tests above passing where the real call does not; same key, same prompts."""
-    letters = {chat.tokenizer.token_to_id(c): w for c, w in (("a", 2), ("b", 2), ("Ġ", 3), ("Ċ", 0.3))}
-    one, other, third = (new_prompts(flat_gpt(letters), chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0)[0]
-                         for key in ("k", "k", "m"))
+    letters = {
+        chat.tokenizer.token_to_id(c): w for c, w in (("a", 2), ("b", 2), ("Ġ", 3), ("Ċ", 0.3))
+    }
+    one, other, third = (
+        new_prompts(
+            flat_gpt(letters), chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0
+        )[0]
+        for key in ("k", "k", "m")
+    )
     assert one == other != third and len(set(one)) == 8
     assert all(set(text) <= set("ab ") for text in one)

@@ -1,4 +1,5 @@
 """report.py: one page from a run's files, at any moment of the run, and alarms that ring when they should."""
+
 import json
 import re
 import shutil
@@ -44,8 +45,21 @@ def test_a_finished_run(folder):
     html = write_report([folder]).read_text()
     parser = Balanced()
     parser.feed(html)
-    assert parser.open == [] and parser.fetched == [] and "http" not in html and len(html) < 1_000_000
-    for heading in ("The loop", "Alarms", "Curves", "Table", "The judge", "From prompts to pairs", "Training", "Examples", "Every stage", "Settings"):
+    assert (
+        parser.open == [] and parser.fetched == [] and "http" not in html and len(html) < 1_000_000
+    )
+    for heading in (
+        "The loop",
+        "Alarms",
+        "Curves",
+        "Table",
+        "The judge",
+        "From prompts to pairs",
+        "Training",
+        "Examples",
+        "Every stage",
+        "Settings",
+    ):
         assert f"<h2>{heading}" in html, heading
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert f"{metrics[0]['perfect']:.1%} &rarr; {metrics[-1]['perfect']:.1%}" in html
@@ -57,10 +71,24 @@ def test_the_run_writes_it_itself(finished):
     assert "<td>M2 exam</td>" in html
 
 
-@pytest.mark.parametrize("gone", ["metrics.jsonl", "t1/dpo.jsonl", "t1/pairs.jsonl", "t1/verdicts.jsonl", "t1/responses.jsonl", "exam/M2.jsonl", "sft.jsonl"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        "metrics.jsonl",
+        "t1/dpo.jsonl",
+        "t1/pairs.jsonl",
+        "t1/verdicts.jsonl",
+        "t1/responses.jsonl",
+        "exam/M2.jsonl",
+        "sft.jsonl",
+    ],
+)
 def test_in_the_middle_of_a_run(folder, gone):
     """Guards against: a page that can only be made at the end."""
-    later = {"t1/responses.jsonl": ["t1/verdicts.jsonl", "t1/pairs.jsonl"], "t1/verdicts.jsonl": ["t1/pairs.jsonl"]}
+    later = {
+        "t1/responses.jsonl": ["t1/verdicts.jsonl", "t1/pairs.jsonl"],
+        "t1/verdicts.jsonl": ["t1/pairs.jsonl"],
+    }
     for name in [gone, *later.get(gone, [])]:
         (folder / name).unlink()
     parser = Balanced()
@@ -70,8 +98,13 @@ def test_in_the_middle_of_a_run(folder, gone):
 
 def test_hostile_texts(folder):
     """Guards against: an answer that becomes part of the page."""
-    evil = '</pre><script>alert(1)</script><img src=x onerror=alert(1)>"\'&'
-    for name, key in (("t1/responses.jsonl", "response"), ("t1/pairs.jsonl", "prompt"), ("t1/verdicts.jsonl", "text"), ("exam/M1.jsonl", "prompt")):
+    evil = "</pre><script>alert(1)</script><img src=x onerror=alert(1)>\"'&"
+    for name, key in (
+        ("t1/responses.jsonl", "response"),
+        ("t1/pairs.jsonl", "prompt"),
+        ("t1/verdicts.jsonl", "text"),
+        ("exam/M1.jsonl", "prompt"),
+    ):
         rows = [json.loads(line) | {key: evil} for line in (folder / name).read_text().splitlines()]
         (folder / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
     html = write_report([folder]).read_text()
@@ -90,12 +123,30 @@ def test_funnel(folder):
     left = {name: n for name, n, _ in funnel(run.trips[1], run.settings["n_prompts"])}
     told = {name: lost for name, _, lost in funnel(run.trips[1], run.settings["n_prompts"])}
     assert told["pairs"].startswith(f"{left['prompts with two scores'] - left['pairs']} ")
-    assert left["prompts asked for"] >= left["prompts kept"] >= left["prompts with two scores"] >= left["pairs"] == len(run.trips[1]["pairs"])
-    assert left["answers"] == left["prompts kept"] * run.settings["n"] >= left["finished answers"] >= left["answers with a score"] > 0
+    assert (
+        left["prompts asked for"]
+        >= left["prompts kept"]
+        >= left["prompts with two scores"]
+        >= left["pairs"]
+        == len(run.trips[1]["pairs"])
+    )
+    assert (
+        left["answers"]
+        == left["prompts kept"] * run.settings["n"]
+        >= left["finished answers"]
+        >= left["answers with a score"]
+        > 0
+    )
 
 
-@pytest.mark.parametrize("gone, last", [(("pairs",), "prompts with two scores"), (("pairs", "verdicts"), "finished answers"),
-                                        (("pairs", "verdicts", "responses"), "prompts kept")])
+@pytest.mark.parametrize(
+    "gone, last",
+    [
+        (("pairs",), "prompts with two scores"),
+        (("pairs", "verdicts"), "finished answers"),
+        (("pairs", "verdicts", "responses"), "prompts kept"),
+    ],
+)
 def test_funnel_in_the_middle_of_a_trip(folder, gone, last):
     """Guards against: what is not made yet told as lost."""
     trip = load_run(folder).trips[1]
@@ -104,7 +155,12 @@ def test_funnel_in_the_middle_of_a_trip(folder, gone, last):
 
 def test_more_lines_than_colours():
     """Guards against: a chart that drops what it has no colour for, with four runs side by side or eight rounds."""
-    assert chart("x", {f"M{i}": [(1, i, None, None), (2, i, None, None)] for i in range(9)}).count("<polyline") == 9
+    assert (
+        chart("x", {f"M{i}": [(1, i, None, None), (2, i, None, None)] for i in range(9)}).count(
+            "<polyline"
+        )
+        == 9
+    )
 
 
 def test_rewards_are_those_of_the_run(folder):
@@ -119,16 +175,45 @@ def test_rewards_are_those_of_the_run(folder):
 # ---- alarms ----
 def made(models: list[dict], scores: list[float] = (3.0, 4.0)) -> Run:
     exam = {2: [{"self_score": score} for score in (*scores, None)]}
-    return Run("x", {"n_prompts": 2, "seed": 0}, {}, [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)], [], [], exam, {})
+    return Run(
+        "x",
+        {"n_prompts": 2, "seed": 0},
+        {},
+        [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)],
+        [],
+        [],
+        exam,
+        {},
+    )
 
 
-CALM = {"judge_pairwise": 0.9, "mean_length": 10.0, "pairs": 100, "self_score": 4.0, "true_score": 3.9, "distinct2": 0.8, "judge_parse_rate": 1.0}
+CALM = {
+    "judge_pairwise": 0.9,
+    "mean_length": 10.0,
+    "pairs": 100,
+    "self_score": 4.0,
+    "true_score": 3.9,
+    "distinct2": 0.8,
+    "judge_parse_rate": 1.0,
+}
 
 
-@pytest.mark.parametrize("changed, more, says", [
-    ({}, {"scores": [5.0, 5.0]}, "saturation"), ({"judge_pairwise": 0.8}, {}, "drift"), ({"mean_length": 16.0}, {}, "Length"),
-    ({"judge_parse_rate": 0.7}, {}, "format"), ({"pairs_right": 0.4}, {}, "labels"), ({"chosen_change": -2.0}, {}, "pushes both"), ({"pairs": 40}, {}, "yield"), ({"self_score": 4.6}, {}, "flatters"),
-    ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"), ({"distinct2": 0.5}, {}, "diversity")], ids=lambda v: str(v)[:20])
+@pytest.mark.parametrize(
+    "changed, more, says",
+    [
+        ({}, {"scores": [5.0, 5.0]}, "saturation"),
+        ({"judge_pairwise": 0.8}, {}, "drift"),
+        ({"mean_length": 16.0}, {}, "Length"),
+        ({"judge_parse_rate": 0.7}, {}, "format"),
+        ({"pairs_right": 0.4}, {}, "labels"),
+        ({"chosen_change": -2.0}, {}, "pushes both"),
+        ({"pairs": 40}, {}, "yield"),
+        ({"self_score": 4.6}, {}, "flatters"),
+        ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"),
+        ({"distinct2": 0.5}, {}, "diversity"),
+    ],
+    ids=lambda v: str(v)[:20],
+)
 def test_alarms(changed, more, says):
     """Guards against: an alarm that never rings, and one that always does."""
     assert alarms(made([CALM, CALM])) == []
@@ -141,16 +226,26 @@ def test_intervals(folder):
     run = load_run(folder)
     scores = [a["true_score"] for a in run.exam[2]]
     half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
-    assert curve(run, "true_score")[1] == pytest.approx((2, statistics.mean(scores), statistics.mean(scores) - half, statistics.mean(scores) + half))
+    assert curve(run, "true_score")[1] == pytest.approx(
+        (2, statistics.mean(scores), statistics.mean(scores) - half, statistics.mean(scores) + half)
+    )
     assert curve(run, "judge_pairwise")[0][2:] == tuple(run.models[0]["judge_interval"])
-    assert all(low <= value <= high for key in ("perfect", "self_score", "finished_rate", "mean_length") for _, value, low, high in curve(run, key))
-    assert curve(run, "kl_prev")[0][0] == 2 and curve(run, "kl_prev")[0][2:] == (None, None), "M1 has no model before it"
+    assert all(
+        low <= value <= high
+        for key in ("perfect", "self_score", "finished_rate", "mean_length")
+        for _, value, low, high in curve(run, key)
+    )
+    assert curve(run, "kl_prev")[0][0] == 2 and curve(run, "kl_prev")[0][2:] == (None, None), (
+        "M1 has no model before it"
+    )
 
 
 def test_headline_compares_the_last_with_the_first(folder):
     """Guards against: a win rate against the model before, where the headline speaks of M1."""
     first, last = ([a["true_score"] for a in load_run(folder).exam[t]] for t in (1, 2))
-    assert f"<b>{statistics.mean(b > a for a, b in zip(first, last)):.1%} / " in page([load_run(folder)])
+    assert f"<b>{statistics.mean(b > a for a, b in zip(first, last)):.1%} / " in page(
+        [load_run(folder)]
+    )
 
 
 def test_chart_of_one_point_and_of_none():
@@ -159,15 +254,24 @@ def test_chart_of_one_point_and_of_none():
 
 # ---- command line and browser ----
 def test_command_line(folder):
-    done = subprocess.run([sys.executable, str(ROOT / "report.py"), str(folder)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), str(folder)], capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stdout.strip() == str(folder / "report.html")
-    refused = subprocess.run([sys.executable, str(ROOT / "report.py"), "nowhere"], capture_output=True, text=True)
+    refused = subprocess.run(
+        [sys.executable, str(ROOT / "report.py"), "nowhere"], capture_output=True, text=True
+    )
     assert refused.returncode == 2 and "nowhere" in refused.stderr
 
 
 def test_no_torch():
     """Guards against: seconds of imports for a page of text."""
-    done = subprocess.run([sys.executable, "-c", "import sys, report; print('torch' in sys.modules)"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", "import sys, report; print('torch' in sys.modules)"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.strip() == "False"
 
 
@@ -176,11 +280,31 @@ def test_no_torch():
 def test_in_a_browser(folder, tmp_path, width):
     """Guards against: a page that a browser cannot draw, or that is wider than a phone."""
     write_report([folder])
-    probe = (folder / "report.html").read_text().replace("</html>", "<script>document.title=document.documentElement.scrollWidth</script></html>")
+    probe = (
+        (folder / "report.html")
+        .read_text()
+        .replace(
+            "</html>", "<script>document.title=document.documentElement.scrollWidth</script></html>"
+        )
+    )
     (tmp_path / "probe.html").write_text(probe)
-    done = subprocess.run([CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-                           f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900", "--dump-dom", f"file://{tmp_path / 'probe.html'}"],
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={width},900",
+            "--dump-dom",
+            f"file://{tmp_path / 'probe.html'}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     title = re.search(r"<title>(\d+)</title>", done.stdout)
     assert title, done.stderr[-500:]
     assert int(title[1]) <= max(width, 500), "Chromium's own smallest window is 500 wide"

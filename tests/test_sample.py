@@ -1,4 +1,5 @@
 """sample.py: what is drawn depends on the request alone, follows the distribution asked for, and keeps its EOS."""
+
 import random
 from collections import Counter
 
@@ -7,7 +8,17 @@ import torch
 
 from conftest import flat_gpt, tiny_gpt
 from data import UserError
-from sample import Completion, Sampling, cost, generate, next_probs, pick, respond, sampling_copy, uniforms
+from sample import (
+    Completion,
+    Sampling,
+    cost,
+    generate,
+    next_probs,
+    pick,
+    respond,
+    sampling_copy,
+    uniforms,
+)
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -16,7 +27,9 @@ GREEDY = Sampling(24, temperature=0)
 def ragged(count: int, *, prefix: int = 0) -> list[list[int]]:
     rng = random.Random(count)
     shared = [rng.randrange(4, 260) for _ in range(prefix)]
-    return [shared + [rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)]
+    return [
+        shared + [rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)
+    ]
 
 
 @pytest.fixture
@@ -27,7 +40,7 @@ def model():
 
 @pytest.fixture
 def chat(chat):
-    chat.eos_ids = list(range(30))                              # answers of very different lengths
+    chat.eos_ids = list(range(30))  # answers of very different lengths
     return chat
 
 
@@ -42,6 +55,7 @@ def alone(model, chat, prompt: list[int]) -> list[int]:
 
 # ---- the same text, however it is batched ----
 
+
 @pytest.mark.parametrize("prefix", [0, 40])
 @pytest.mark.parametrize("slots", [1, 3, 64])
 def test_batched_equals_alone(model, chat, prefix, slots):
@@ -50,7 +64,7 @@ def test_batched_equals_alone(model, chat, prefix, slots):
     prompts = ragged(12, prefix=prefix)
     found = generate(model, chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
     expected = [alone(model, chat, p) for p in prompts]
-    assert [c.tokens for c, in found] == expected
+    assert [c.tokens for (c,) in found] == expected
     assert len({len(t) for t in expected}) > 3, "the test wants answers of different lengths"
 
 
@@ -59,7 +73,9 @@ def test_batch_size_and_refill_change_no_draw(model, chat, slots):
     """Guards against: randomness that belongs to the batch, so that another --slots or a resume draws other texts."""
     prompts = ragged(10, prefix=8)
     whole = generate(model, chat, prompts, DRAW, key="k", n=3)
-    assert generate(model, chat, prompts, Sampling(24, top_p=0.9, slots=slots), key="k", n=3) == whole
+    assert (
+        generate(model, chat, prompts, Sampling(24, top_p=0.9, slots=slots), key="k", n=3) == whole
+    )
 
 
 def test_company_changes_no_draw(model, chat):
@@ -74,7 +90,9 @@ def test_company_changes_no_draw(model, chat):
 def test_prompts_of_one_token_and_prompts_inside_prompts(model, chat):
     """Guards against: a prefix that swallows the whole of a prompt."""
     prompts = [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]]
-    assert [c.tokens for c, in generate(model, chat, prompts, GREEDY, key="k")] == [alone(model, chat, p) for p in prompts]
+    assert [c.tokens for (c,) in generate(model, chat, prompts, GREEDY, key="k")] == [
+        alone(model, chat, p) for p in prompts
+    ]
     assert generate(model, chat, [], GREEDY, key="k") == []
 
 
@@ -88,8 +106,10 @@ def test_same_key_same_draws(model, chat):
 
 def test_limit_changes_no_draw(model, chat):
     """Guards against: numbers that depend on how many were asked for."""
-    short, long = (generate(model, chat, ragged(6), Sampling(m, top_p=0.9), key="k") for m in (5, 24))
-    assert [c.tokens for c, in short] == [c.tokens[:5] for c, in long]
+    short, long = (
+        generate(model, chat, ragged(6), Sampling(m, top_p=0.9), key="k") for m in (5, 24)
+    )
+    assert [c.tokens for (c,) in short] == [c.tokens[:5] for (c,) in long]
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64])
@@ -97,27 +117,50 @@ def test_the_copy_that_writes_writes_the_same(chat, slots):
     """Guards against: speed that changes results. Greedy texts of the weights laid out for this processor, cached, in batches and
     behind a prefix, against the plain model in fp32, one text at a time, without a cache."""
     model, prompts = tiny_gpt(), ragged(12, prefix=40)
-    found = generate(sampling_copy(model, torch.float32), chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
-    assert [c.tokens for c, in found] == [alone(model, chat, p) for p in prompts]
+    found = generate(
+        sampling_copy(model, torch.float32),
+        chat,
+        prompts,
+        Sampling(24, temperature=0, slots=slots),
+        key="k",
+    )
+    assert [c.tokens for (c,) in found] == [alone(model, chat, p) for p in prompts]
 
 
 def test_the_copy_in_bf16_places_tokens_as_the_model_does():
     """Guards against: rotations rounded with the weights, so that the model that writes is not the one that is trained."""
     model = tiny_gpt()
-    plain, copied = (m.rope(torch.tensor([[400]]), torch.float32) for m in (model, sampling_copy(model, torch.bfloat16)))
+    plain, copied = (
+        m.rope(torch.tensor([[400]]), torch.float32)
+        for m in (model, sampling_copy(model, torch.bfloat16))
+    )
     assert all(torch.equal(a, b) for a, b in zip(plain, copied)) and plain[0].dtype == torch.float32
 
 
 # ---- what it costs ----
 
+
 def test_tokens_read_for_a_prompt(chat):
     """Guards against: reading a prompt for each of its answers, or the rubric and an answer for each verdict (5,760 tokens)."""
-    model = tiny_gpt(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1)
+    model = tiny_gpt(
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+    )
     rng, P, N = random.Random(0), 64, 4
     text = lambda size: [rng.randrange(30, 260) for _ in range(size)]
     prompts, rubric, reading = [text(60) for _ in range(P)], text(250), Sampling(1)
     generate(model, chat, prompts, reading, key="k", n=N)
-    generate(model, chat, [rubric + x + text(150) for x in prompts for _ in range(N)], reading, key="k", n=3)
+    generate(
+        model,
+        chat,
+        [rubric + x + text(150) for x in prompts for _ in range(N)],
+        reading,
+        key="k",
+        n=3,
+    )
     assert reading.work["read"] == P * 59 + 250 + P * N * 209 and reading.work["read"] / P <= 900
     assert reading.work["written"] == P * N * 4 and reading.work["prompts"] == P + P * N
 
@@ -125,7 +168,9 @@ def test_tokens_read_for_a_prompt(chat):
 def test_slots_stay_full(chat):
     """Guards against: short answers that wait for long ones. 512 requests, 1 to 100 tokens long, 32 on average."""
     chat.eos_ids, sampling = [0], Sampling(100, slots=64)
-    found = generate(flat_gpt({0: 1, 40: 15, 41: 15}), chat, [p for p in ragged(128)], sampling, key="k", n=4)
+    found = generate(
+        flat_gpt({0: 1, 40: 15, 41: 15}), chat, [p for p in ragged(128)], sampling, key="k", n=4
+    )
     lengths = [len(c.tokens) for group in found for c in group]
     assert min(lengths) < 3 and max(lengths) == 100 and sampling.work["written"] == sum(lengths)
     assert sampling.work["written"] / sampling.work["rows"] >= 0.85
@@ -141,22 +186,30 @@ def test_cost_in_words():
 
 # ---- the end of an answer ----
 
+
 def test_eos_is_kept(chat):
     """Guards against: a stripped stop token (nanochat), so that DPO never teaches where to stop."""
     found = generate(flat_gpt({0: 2, 1: 2, 50: 3, 51: 3}), chat, ragged(40), Sampling(200), key="k")
-    assert {c.tokens[-1] for c, in found} == {0, 1}             # any of several EOS ids ends
-    for completion, in found:
+    assert {c.tokens[-1] for (c,) in found} == {0, 1}  # any of several EOS ids ends
+    for (completion,) in found:
         assert completion.finished
         assert not set(completion.tokens[:-1]) & {0, 1}
 
 
 def test_limit_is_not_an_end(chat):
     """Guards against: answers cut off at the limit and passed on as complete (TRL #1025)."""
-    (endless,), = generate(flat_gpt({50: 1}), chat, [[7]], Sampling(9), key="k")
+    ((endless,),) = generate(flat_gpt({50: 1}), chat, [[7]], Sampling(9), key="k")
     assert endless == Completion([50] * 9, False)
-    found = [c for c, in generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")]
+    found = [
+        c for (c,) in generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")
+    ]
     assert all(c.finished == (c.tokens[-1] == 0) for c in found)
-    assert {(len(c.tokens), c.finished) for c in found} == {(1, True), (2, True), (3, True), (3, False)}
+    assert {(len(c.tokens), c.finished) for c in found} == {
+        (1, True),
+        (2, True),
+        (3, True),
+        (3, False),
+    }
 
 
 def test_stop_rule(chat):
@@ -168,16 +221,25 @@ def test_stop_rule(chat):
         asked.append(text)
         return text.endswith("a\n")
 
-    found = [c for c, in generate(flat_gpt({a: 1, b: 1, newline: 2}), chat, [[7]] * 50, Sampling(60), key="k", stop=stop)]
+    found = [
+        c
+        for (c,) in generate(
+            flat_gpt({a: 1, b: 1, newline: 2}), chat, [[7]] * 50, Sampling(60), key="k", stop=stop
+        )
+    ]
     texts = [chat.decode(c.tokens) for c in found]
-    assert all(c.finished and t.endswith("a\n") and t.count("a\n") == 1 for c, t in zip(found, texts))
+    assert all(
+        c.finished and t.endswith("a\n") and t.count("a\n") == 1 for c, t in zip(found, texts)
+    )
     assert all(text.endswith("\n") for text in asked)
 
 
 def test_vocabulary_wider_than_the_tokenizer(chat):
     """Guards against: an index error when a model with padded embeddings (qwen2, qwen3) draws an id that has no text."""
     chat.eos_ids = [0]
-    (found,), = generate(flat_gpt({300: 1}, vocab=320), chat, [[7]], Sampling(4), key="k", stop=lambda t: True)
+    ((found,),) = generate(
+        flat_gpt({300: 1}, vocab=320), chat, [[7]], Sampling(4), key="k", stop=lambda t: True
+    )
     assert found == Completion([300] * 4, False)
 
 
@@ -190,14 +252,16 @@ def test_response_never_holds_the_prompt(chat):
 
 def test_first_tokens_of_n_answers_differ(chat):
     """Guards against: N copies of one answer. False alarm: 260 ** -15 = 6e-37, on one fixed key."""
-    (group,) = generate(flat_gpt({i: 1 for i in range(260)}), chat, [[7]], Sampling(1), key="k", n=16)
+    (group,) = generate(
+        flat_gpt({i: 1 for i in range(260)}), chat, [[7]], Sampling(1), key="k", n=16
+    )
     assert len({c.tokens[0] for c in group}) > 8
 
 
 def test_streaming_shows_every_token(model, chat):
     """Guards against: a streamed answer that is not the answer."""
     shown = []
-    (found,), = generate(model, chat, [[7, 8, 9]], DRAW, key="k", on_token=shown.append)
+    ((found,),) = generate(model, chat, [[7, 8, 9]], DRAW, key="k", on_token=shown.append)
     assert shown == found.tokens
 
 
@@ -214,11 +278,14 @@ def test_respond_carries_the_drawn_ids(model, chat):
     texts = ["one", "two words", "three short words"]
     found = respond(model, chat, texts, DRAW, key="k", n=2, label=None)
     groups = generate(model, chat, [chat.prompt(t) for t in texts], DRAW, key="k", n=2)
-    assert [(c.id, c.sample, c.prompt) for c in found] == [(i, s, t) for i, t in enumerate(texts) for s in range(2)]
+    assert [(c.id, c.sample, c.prompt) for c in found] == [
+        (i, s, t) for i, t in enumerate(texts) for s in range(2)
+    ]
     assert [(c.tokens, c.finished) for c in found] == [tuple(c) for group in groups for c in group]
 
 
 # ---- probabilities without sampling ----
+
 
 @torch.no_grad()
 def plain_probs(model, prompt: list[int]) -> torch.Tensor:
@@ -232,18 +299,29 @@ def test_next_probs_equal_a_plain_forward_pass(model, prefix, slots):
     prompts, wanted = ragged(9, prefix=prefix), [259, 5, 7]
     found = next_probs(model, prompts, wanted, slots=slots)
     assert len({len(p) for p in prompts}) > 5 and found.dtype == torch.float32
-    torch.testing.assert_close(found, torch.stack([plain_probs(model, p)[wanted] for p in prompts]), atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(
+        found, torch.stack([plain_probs(model, p)[wanted] for p in prompts]), atol=1e-6, rtol=1e-4
+    )
 
 
 def test_next_probs_of_short_and_equal_prompts(model):
     """Guards against: a prefix that swallows the whole of a prompt; an index error where nothing is asked."""
-    for prompts in ([[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]], [[9, 10, 11], [9, 10]], [[9, 10, 11]] * 3, [[9]], [[9, 10]]):
+    for prompts in (
+        [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]],
+        [[9, 10, 11], [9, 10]],
+        [[9, 10, 11]] * 3,
+        [[9]],
+        [[9, 10]],
+    ):
         expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
-        torch.testing.assert_close(next_probs(model, prompts, [3, 4], slots=2), expected, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(
+            next_probs(model, prompts, [3, 4], slots=2), expected, atol=1e-6, rtol=1e-4
+        )
     assert next_probs(model, [], [3, 4], slots=2).shape == (0, 2)
 
 
 # ---- distributions ----
+
 
 def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> torch.Tensor:
     """How often each token is drawn for evenly spread u: exact to one draw, so nothing here is left to luck."""
@@ -260,12 +338,19 @@ def assert_shares(found: torch.Tensor, expected: list[float]) -> None:
 
 KEPT = [
     (dict(), [5, 25, 15, 40, 12, 3]),
-    (dict(top_p=0.39), [0, 0, 0, 40, 0, 0]), (dict(top_p=0.41), [0, 25, 0, 40, 0, 0]),
-    (dict(top_p=0.7), [0, 25, 15, 40, 0, 0]), (dict(top_p=0.9), [0, 25, 15, 40, 12, 0]),
-    (dict(top_p=0.96), [5, 25, 15, 40, 12, 0]), (dict(top_p=0.999), [5, 25, 15, 40, 12, 3]),
-    (dict(top_k=1), [0, 0, 0, 1, 0, 0]), (dict(top_k=3), [0, 25, 15, 40, 0, 0]), (dict(top_k=99), [5, 25, 15, 40, 12, 3]),
-    (dict(top_k=3, top_p=0.6), [0, 25, 0, 40, 0, 0]), (dict(top_k=3, top_p=0.9), [0, 25, 15, 40, 0, 0]),
-    (dict(temperature=0.5), [25, 625, 225, 1600, 144, 9]), (dict(temperature=0.5, top_p=0.6), [0, 0, 0, 1, 0, 0]),
+    (dict(top_p=0.39), [0, 0, 0, 40, 0, 0]),
+    (dict(top_p=0.41), [0, 25, 0, 40, 0, 0]),
+    (dict(top_p=0.7), [0, 25, 15, 40, 0, 0]),
+    (dict(top_p=0.9), [0, 25, 15, 40, 12, 0]),
+    (dict(top_p=0.96), [5, 25, 15, 40, 12, 0]),
+    (dict(top_p=0.999), [5, 25, 15, 40, 12, 3]),
+    (dict(top_k=1), [0, 0, 0, 1, 0, 0]),
+    (dict(top_k=3), [0, 25, 15, 40, 0, 0]),
+    (dict(top_k=99), [5, 25, 15, 40, 12, 3]),
+    (dict(top_k=3, top_p=0.6), [0, 25, 0, 40, 0, 0]),
+    (dict(top_k=3, top_p=0.9), [0, 25, 15, 40, 0, 0]),
+    (dict(temperature=0.5), [25, 625, 225, 1600, 144, 9]),
+    (dict(temperature=0.5, top_p=0.6), [0, 0, 0, 1, 0, 0]),
     (dict(temperature=0), [0, 0, 0, 1, 0, 0]),
 ]
 
@@ -279,7 +364,7 @@ def test_distribution(how, kept):
 @pytest.mark.parametrize("top_p, size", [(0.101, 21), (0.301, 61), (0.9001, 181), (0.99999, 200)])
 def test_wide_nucleus(top_p, size):
     """Guards against: a nucleus cut at the first few tokens looked at."""
-    steps = [1 + 1e-6 * (200 - i) for i in range(200)]          # nearly equal, and yet in a definite order
+    steps = [1 + 1e-6 * (200 - i) for i in range(200)]  # nearly equal, and yet in a definite order
     found = shares([s / sum(steps) for s in steps], Sampling(1, top_p=top_p), draws=40_000)
     assert_shares(found, [s if i < size else 0 for i, s in enumerate(steps)])
     assert (found[:size] > 0).all()
@@ -288,16 +373,24 @@ def test_wide_nucleus(top_p, size):
 def test_nucleus_wider_than_every_look():
     """Guards against: a large vocabulary cut at the last of the first looks; rows that need another look filed under others."""
     V, draws = 3000, 6000
-    wide = torch.linspace(0.01, 0, V).expand(draws, -1)         # nearly flat: 0.9 of it are some 2,690 tokens
+    wide = torch.linspace(0.01, 0, V).expand(
+        draws, -1
+    )  # nearly flat: 0.9 of it are some 2,690 tokens
     narrow = torch.full((V,), -20.0).index_fill(0, torch.tensor([2900]), 9.0).expand(draws, -1)
     middle = torch.full((V,), -20.0).index_fill(0, torch.arange(100, 300), 9.0).expand(draws, -1)
     u = ((torch.arange(draws) + 0.5) / draws).repeat_interleave(3)
-    tokens = pick(torch.stack((wide, narrow, middle), 1).flatten(0, 1), u, Sampling(1, top_p=0.9)).view(draws, 3)
+    tokens = pick(
+        torch.stack((wide, narrow, middle), 1).flatten(0, 1), u, Sampling(1, top_p=0.9)
+    ).view(draws, 3)
     probs = wide[0].double().softmax(-1)
     size = int((probs.cumsum(-1) - probs < 0.9).sum())
     assert set(tokens[:, 0].tolist()) == set(range(size)) and 2600 < size < 2750
     assert (tokens[:, 1] == 2900).all()
-    assert 178 <= len(tokens[:, 2].unique()) <= 182 and (tokens[:, 2] >= 100).all() and (tokens[:, 2] < 300).all()
+    assert (
+        178 <= len(tokens[:, 2].unique()) <= 182
+        and (tokens[:, 2] >= 100).all()
+        and (tokens[:, 2] < 300).all()
+    )
 
 
 def test_wide_and_narrow_rows_together():

@@ -1,4 +1,5 @@
 """The shape of the program: who may import whom, who trains, how long things are."""
+
 import ast
 import importlib
 
@@ -9,10 +10,28 @@ from conftest import ROOT
 MODULES = {p.stem: p for p in sorted(ROOT.glob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in MODULES.items()}
 ALLOWED = {
-    "data": set(), "config": {"data"}, "model": {"data"}, "sample": {"config", "data", "model"},
-    "prompts": {"sample", "data", "model"}, "judge": {"sample", "config", "data", "model"}, "dpo": {"data", "model"},
-    "evaluate": {"world", "report", "dpo", "judge", "sample", "config", "data", "model"}, "world": set(), "report": set(),
-    "train": {"config", "world", "report", "evaluate", "dpo", "judge", "prompts", "sample", "data", "model"},
+    "data": set(),
+    "config": {"data"},
+    "model": {"data"},
+    "sample": {"config", "data", "model"},
+    "prompts": {"sample", "data", "model"},
+    "judge": {"sample", "config", "data", "model"},
+    "dpo": {"data", "model"},
+    "evaluate": {"world", "report", "dpo", "judge", "sample", "config", "data", "model"},
+    "world": set(),
+    "report": set(),
+    "train": {
+        "config",
+        "world",
+        "report",
+        "evaluate",
+        "dpo",
+        "judge",
+        "prompts",
+        "sample",
+        "data",
+        "model",
+    },
 }
 
 
@@ -42,14 +61,20 @@ def test_imports_point_one_way(name):
 def test_the_loop_never_mentions_the_truth(name):
     """Guards against: the oracle leaking into what is trained on."""
     words = {n.id for n in ast.walk(TREES[name]) if isinstance(n, ast.Name)}
-    words |= {n.attr for n in ast.walk(TREES[name]) if isinstance(n, ast.Attribute)} | imported(TREES[name])
+    words |= {n.attr for n in ast.walk(TREES[name]) if isinstance(n, ast.Attribute)} | imported(
+        TREES[name]
+    )
     assert not words & {"world", "oracle", "true_score"}
 
 
 def test_only_dpo_trains():
     """Guards against: a second training loop with another shift, mask or precision."""
-    calls = {name for name, tree in TREES.items() for node in ast.walk(tree)
-             if isinstance(node, ast.Attribute) and node.attr == "backward"}
+    calls = {
+        name
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and node.attr == "backward"
+    }
     assert calls == {"dpo"}
 
 

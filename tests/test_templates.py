@@ -1,4 +1,5 @@
 """data.Chat against transformers, token by token, on the chat templates of five families (templates/, shortened but of their logic)."""
+
 import json
 import shutil
 from datetime import datetime
@@ -13,29 +14,60 @@ from data import Chat, UserError
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 FAMILIES = {
-    "llama3": dict(specials=["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|end_of_text|>"],
-                   bos_token="<|begin_of_text|>", eos_token="<|eot_id|>"),
-    "qwen2.5": dict(specials=CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None),
-    "qwen3": dict(specials=[*CHATML, "<think>", "</think>"], eos_token="<|im_end|>", pad_token="<|endoftext|>"),
-    "mistral": dict(specials=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"], bos_token={"content": "<s>", "__type": "AddedToken"},
-                    eos_token={"content": "</s>", "__type": "AddedToken"}, unk_token="<unk>"),
+    "llama3": dict(
+        specials=[
+            "<|begin_of_text|>",
+            "<|start_header_id|>",
+            "<|end_header_id|>",
+            "<|eot_id|>",
+            "<|end_of_text|>",
+        ],
+        bos_token="<|begin_of_text|>",
+        eos_token="<|eot_id|>",
+    ),
+    "qwen2.5": dict(
+        specials=CHATML, eos_token="<|im_end|>", pad_token="<|endoftext|>", bos_token=None
+    ),
+    "qwen3": dict(
+        specials=[*CHATML, "<think>", "</think>"], eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    ),
+    "mistral": dict(
+        specials=["<unk>", "<s>", "</s>", "[INST]", "[/INST]"],
+        bos_token={"content": "<s>", "__type": "AddedToken"},
+        eos_token={"content": "</s>", "__type": "AddedToken"},
+        unk_token="<unk>",
+    ),
     "smollm2": dict(specials=CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>"),
 }
 WHY = {  # what each asks with for "Why?", word for word
     "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {today}\n\n"
-              "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
     "qwen2.5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
-               "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
     "qwen3": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
     "mistral": "<s>[INST] Why?[/INST]",
     "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
-               "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
 }
-ONE, TWO = {"role": "user", "content": "Why?"}, {"role": "user", "content": "  And {{ then }}? \n\n<tool>\n"}
+ONE, TWO = (
+    {"role": "user", "content": "Why?"},
+    {"role": "user", "content": "  And {{ then }}? \n\n<tool>\n"},
+)
 THOUGHT = {"role": "assistant", "content": "<think>\nHm, ünï.\n</think>\n\nSo. "}
-TALKS = {"one turn": [ONE], "several turns": [ONE, {"role": "assistant", "content": " So.\n"}, TWO], "a thought": [ONE, THOUGHT, TWO],
-         "system": [{"role": "system", "content": " Be kind.\n"}, ONE],
-         "system, several turns": [{"role": "system", "content": "Be kind."}, ONE, THOUGHT, TWO, THOUGHT, ONE]}
+TALKS = {
+    "one turn": [ONE],
+    "several turns": [ONE, {"role": "assistant", "content": " So.\n"}, TWO],
+    "a thought": [ONE, THOUGHT, TWO],
+    "system": [{"role": "system", "content": " Be kind.\n"}, ONE],
+    "system, several turns": [
+        {"role": "system", "content": "Be kind."},
+        ONE,
+        THOUGHT,
+        TWO,
+        THOUGHT,
+        ONE,
+    ],
+}
 
 
 @pytest.fixture(params=FAMILIES)
@@ -53,7 +85,9 @@ def folder(tmp_path, family) -> Path:
 
 def theirs(folder: Path, messages: list[dict], **more) -> list[int]:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, **more)
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_dict=False, **more
+    )
 
 
 @pytest.mark.parametrize("talk", TALKS)
@@ -68,7 +102,9 @@ def test_families_word_for_word(folder, family):
     """Guards against: the test above comparing nothing with nothing. Every special token is one id."""
     chat = Chat(folder)
     found = chat.prompt("Why?")
-    assert chat.tokenizer.decode(found, skip_special_tokens=False) == WHY[family].format(today=datetime.now().strftime("%d %b %Y"))
+    assert chat.tokenizer.decode(found, skip_special_tokens=False) == WHY[family].format(
+        today=datetime.now().strftime("%d %b %Y")
+    )
     specials = [i for i in found if i < len(FAMILIES[family]["specials"])]
     assert len(specials) == sum(WHY[family].count(s) for s in FAMILIES[family]["specials"])
 
@@ -89,7 +125,9 @@ def test_one_bos_where_the_tokenizer_adds_one_too(folder, family):
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bos = Chat(folder).prompt("Why?")[0]
     name = tokenizer.id_to_token(bos)
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{name} $A", special_tokens=[(name, bos)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{name} $A", special_tokens=[(name, bos)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     chat = Chat(folder)
     example = chat.example("Why?", "So.")
@@ -99,7 +137,11 @@ def test_one_bos_where_the_tokenizer_adds_one_too(folder, family):
 
 
 @pytest.mark.parametrize("family", ["mistral"])
-@pytest.mark.parametrize("messages, says", [([THOUGHT, ONE], "alternate"), ([ONE, TWO], "alternate")], ids=["answer first", "two questions"])
+@pytest.mark.parametrize(
+    "messages, says",
+    [([THOUGHT, ONE], "alternate"), ([ONE, TWO], "alternate")],
+    ids=["answer first", "two questions"],
+)
 def test_a_template_that_refuses(folder, messages, says):
     """Guards against: raise_exception of a template shown as a traceback, or passed over."""
     with pytest.raises(UserError, match=says):
@@ -107,7 +149,8 @@ def test_a_template_that_refuses(folder, messages, says):
 
 
 FEATURES = {  # one each of what templates use beyond plain jinja
-    "tojson": "{{ messages | tojson }}", "tojson, indent": "{{ messages | tojson(indent=2) }}",
+    "tojson": "{{ messages | tojson }}",
+    "tojson, indent": "{{ messages | tojson(indent=2) }}",
     "tojson, sorted": "{{ messages | tojson(sort_keys=True, separators=(',', ':')) }}",
     "tojson, ASCII": "{{ messages | tojson(ensure_ascii=True) }}",
     "break and continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}!",
@@ -124,6 +167,8 @@ FEATURES = {  # one each of what templates use beyond plain jinja
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_of_templates(tmp_path, name):
     """Guards against: a template that transformers renders and this program refuses, or reads in another way."""
-    folder = write_tokenizer(tmp_path, chat_template=FEATURES[name], bos_token="<|begin|>", pad_token="<|unused|>")
+    folder = write_tokenizer(
+        tmp_path, chat_template=FEATURES[name], bos_token="<|begin|>", pad_token="<|unused|>"
+    )
     talk = TALKS["a thought"]
     assert Chat(folder).render(talk) == theirs(folder, talk) != []

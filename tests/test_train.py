@@ -1,4 +1,5 @@
 """The commands as people run them: the whole loop on a tiny budget, resumed, refused, and without its truth."""
+
 import json
 import math
 import shutil
@@ -34,9 +35,18 @@ def run(finished, cwd) -> Path:
 
 def results(run: Path) -> dict[str, object]:
     """Everything that a run found out, without what the clock had a hand in."""
-    found: dict[str, object] = {str(p.relative_to(run)): p.read_bytes() for p in run.rglob("*") if p.is_file()
-                                and p.name not in ("config.json", "log.jsonl", "metrics.jsonl", "report.html")}
-    return found | {"metrics": [{k: v for k, v in row.items() if k != "seconds"} for row in read_jsonl(run / "metrics.jsonl")]}
+    found: dict[str, object] = {
+        str(p.relative_to(run)): p.read_bytes()
+        for p in run.rglob("*")
+        if p.is_file()
+        and p.name not in ("config.json", "log.jsonl", "metrics.jsonl", "report.html")
+    }
+    return found | {
+        "metrics": [
+            {k: v for k, v in row.items() if k != "seconds"}
+            for row in read_jsonl(run / "metrics.jsonl")
+        ]
+    }
 
 
 def weights(folder: Path) -> bytes:
@@ -44,6 +54,7 @@ def weights(folder: Path) -> bytes:
 
 
 # ---- the run and its files ----
+
 
 def test_it_ends_with_a_table(finished):
     """Guards against: code shipped unrun (lucidrains #12-#29), demo output that is garbage."""
@@ -56,59 +67,132 @@ def test_files_of_a_run(finished):
     """Guards against: files that other tools cannot rely on. The list and the keys are those of DESIGN.md."""
     run = finished / "runs" / "toy"
     for name in ("M1", "M2"):
-        for file in ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"):
+        for file in (
+            "config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "generation_config.json",
+        ):
             json.loads((run / name / file).read_text())
     rows = {name: read_jsonl(run / "t1" / f"{name}.jsonl") for name in TEXTS}
-    assert [r["id"] for r in rows["prompts"]] == list(range(24)) and all(set(r) == {"id", "prompt"} for r in rows["prompts"])
-    assert [(r["id"], r["sample"]) for r in rows["responses"]] == [(i, s) for i in range(24) for s in range(3)]
-    assert all(set(r) == {"id", "sample", "response", "finished", "tokens"} for r in rows["responses"])
+    assert [r["id"] for r in rows["prompts"]] == list(range(24)) and all(
+        set(r) == {"id", "prompt"} for r in rows["prompts"]
+    )
+    assert [(r["id"], r["sample"]) for r in rows["responses"]] == [
+        (i, s) for i in range(24) for s in range(3)
+    ]
+    assert all(
+        set(r) == {"id", "sample", "response", "finished", "tokens"} for r in rows["responses"]
+    )
     assert all(set(r) == {"id", "sample", "vote", "text", "score"} for r in rows["verdicts"])
-    assert all(set(r) >= {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"} for r in rows["pairs"])
+    assert all(
+        set(r) >= {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"}
+        for r in rows["pairs"]
+    )
     steps = {"loss", "margin", "accuracy", "chosen_change", "rejected_change", "lr", "grad_norm"}
     assert all(set(r) >= steps for r in rows["dpo"])
-    assert [set(r) for r in read_jsonl(run / "t0" / "eft.jsonl")] == [{"prompt", "response", "verdict"}] * 200
-    assert read_jsonl(run / "exam" / "ranked.jsonl") == world.held_out_ranked(4), "what judge.py --file takes"
+    assert [set(r) for r in read_jsonl(run / "t0" / "eft.jsonl")] == [
+        {"prompt", "response", "verdict"}
+    ] * 200
+    assert read_jsonl(run / "exam" / "ranked.jsonl") == world.held_out_ranked(4), (
+        "what judge.py --file takes"
+    )
     assert not list(run.rglob("*.tmp"))
     record = json.loads((run / "config.json").read_text())
     assert record["settings"]["n_prompts"] == 24 and record["torch"] == torch.__version__
-    assert "commit" in record and record["device"].startswith(("cpu", "cuda", "mps")), "the device that was used, not `auto`"
+    assert "commit" in record and record["device"].startswith(("cpu", "cuda", "mps")), (
+        "the device that was used, not `auto`"
+    )
 
 
 def test_metrics_keys(finished):
     """Guards against: a table that silently loses a column."""
     rows = read_jsonl(finished / "runs" / "toy" / "metrics.jsonl")
     assert [r["model"] for r in rows] == ["M1", "M2"]
-    keys = {"true_score", "perfect", "self_score", "judge_pairwise", "judge_interval", "judge_ties", "judge_best5", "judge_exact",
-            "judge_spearman", "judge_kendall", "judge_parse_rate", "finished_rate", "mean_length", "pairs", "win_rate", "lose_rate",
-            "seconds", "agreement", "verdict_variance", "distinct2", "margin", "accuracy", "chosen_change", "rejected_change"}
+    keys = {
+        "true_score",
+        "perfect",
+        "self_score",
+        "judge_pairwise",
+        "judge_interval",
+        "judge_ties",
+        "judge_best5",
+        "judge_exact",
+        "judge_spearman",
+        "judge_kendall",
+        "judge_parse_rate",
+        "finished_rate",
+        "mean_length",
+        "pairs",
+        "win_rate",
+        "lose_rate",
+        "seconds",
+        "agreement",
+        "verdict_variance",
+        "distinct2",
+        "margin",
+        "accuracy",
+        "chosen_change",
+        "rejected_change",
+    }
     assert all(keys <= set(r) for r in rows)
-    assert all(rows[0][k] is None for k in ("win_rate", "agreement", "margin", "chosen_change", "pairs", "kl_prev", "kl_first"))
+    assert all(
+        rows[0][k] is None
+        for k in (
+            "win_rate",
+            "agreement",
+            "margin",
+            "chosen_change",
+            "pairs",
+            "kl_prev",
+            "kl_first",
+        )
+    )
     steps = read_jsonl(finished / "runs" / "toy" / "t1" / "dpo.jsonl")
-    assert rows[1]["margin"] == steps[-1]["margin"], "fewer than twenty steps: the last tenth is the last"
-    assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, "in the first round the model before is M1"
+    assert rows[1]["margin"] == steps[-1]["margin"], (
+        "fewer than twenty steps: the last tenth is the last"
+    )
+    assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, (
+        "in the first round the model before is M1"
+    )
     pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
-    right = [world.oracle(p["prompt"], p["chosen"]) > world.oracle(p["prompt"], p["rejected"]) for p in pairs]
+    right = [
+        world.oracle(p["prompt"], p["chosen"]) > world.oracle(p["prompt"], p["rejected"])
+        for p in pairs
+    ]
     assert rows[0]["pairs_right"] is None and rows[1]["pairs_right"] == sum(right) / len(right)
-    assert 0 < rows[1]["agreement"] <= 1 and 0 < rows[1]["distinct2"] <= 1 and rows[1]["verdict_variance"] >= 0
+    assert (
+        0 < rows[1]["agreement"] <= 1
+        and 0 < rows[1]["distinct2"] <= 1
+        and rows[1]["verdict_variance"] >= 0
+    )
     assert rows[1]["pairs"] == len(read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl"))
-    assert all(0 <= r["perfect"] <= 1 and 0 <= r["true_score"] <= 5 and r["seconds"] > 0 for r in rows)
+    assert all(
+        0 <= r["perfect"] <= 1 and 0 <= r["true_score"] <= 5 and r["seconds"] > 0 for r in rows
+    )
 
 
 def test_each_file_follows_from_the_one_before(finished):
     """Guards against: scores or answers that change hands on the way to a pair; Oxen's answers without their stop token."""
     run = finished / "runs" / "toy"
-    prompts, responses, verdicts, pairs, steps = (read_jsonl(run / "t1" / f"{name}.jsonl") for name in TEXTS)
+    prompts, responses, verdicts, pairs, steps = (
+        read_jsonl(run / "t1" / f"{name}.jsonl") for name in TEXTS
+    )
     chat = Chat(run / "M1")
     answers = {(r["id"], r["response"]): r for r in responses if r["finished"]}
     votes: dict = {}
     for v in verdicts:
-        text = next(r["response"] for r in responses if (r["id"], r["sample"]) == (v["id"], v["sample"]))
+        text = next(
+            r["response"] for r in responses if (r["id"], r["sample"]) == (v["id"], v["sample"])
+        )
         assert (v["id"], text) in answers and judge.parse_score(v["text"]) == v["score"]
         votes.setdefault((v["id"], text), []).append(v["score"])
     for r in responses:
         assert chat.decode(r["tokens"]).strip() == r["response"]
         assert r["finished"] == (r["tokens"][-1] == chat.eos) and chat.eos not in r["tokens"][:-1]
-    rewards = {key: judge.mean(given) for key, given in votes.items() if judge.mean(given) is not None}
+    rewards = {
+        key: judge.mean(given) for key, given in votes.items() if judge.mean(given) is not None
+    }
     assert all(len(given) == 2 for given in votes.values()) and pairs
     for pair in pairs:
         (id,) = (p["id"] for p in prompts if p["prompt"] == pair["prompt"])
@@ -129,39 +213,59 @@ def test_m2_is_a_hugging_face_model(finished):
     """Guards against: a checkpoint that only we can read; DPO that saves what it was given."""
     m1, m2 = (finished / "runs" / "toy" / name for name in ("M1", "M2"))
     assert weights(m1) != weights(m2)
-    theirs, ids = AutoModelForCausalLM.from_pretrained(m2, dtype=torch.float32).eval(), torch.arange(1, 60)[None]
+    theirs, ids = (
+        AutoModelForCausalLM.from_pretrained(m2, dtype=torch.float32).eval(),
+        torch.arange(1, 60)[None],
+    )
     with torch.no_grad():
         ours = load(m2)
         torch.testing.assert_close(ours.logits(ours(ids)), theirs(ids).logits, atol=1e-4, rtol=0)
     talk = [{"role": "user", "content": "Count up from two to four for Mia."}]
     tokenizer = AutoTokenizer.from_pretrained(m2)
-    assert tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False) == Chat(m2).render(talk)
+    assert tokenizer.apply_chat_template(
+        talk, add_generation_prompt=True, return_dict=False
+    ) == Chat(m2).render(talk)
 
 
 # ---- resume ----
 
-ORDER = ["exam/M1.jsonl", "t1/prompts.jsonl", "t1/responses.jsonl", "t1/verdicts.jsonl", "t1/pairs.jsonl", "M2",
-         "exam/M2.jsonl"]
+ORDER = [
+    "exam/M1.jsonl",
+    "t1/prompts.jsonl",
+    "t1/responses.jsonl",
+    "t1/verdicts.jsonl",
+    "t1/pairs.jsonl",
+    "M2",
+    "exam/M2.jsonl",
+]
 
 
 def forget(run: Path, first: str) -> None:
     """The run as if it had been killed while it made `first`."""
-    for name in ORDER[ORDER.index(first):]:
+    for name in ORDER[ORDER.index(first) :]:
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
     if not (run / "M2").exists():
         (run / "t1" / "dpo.jsonl").unlink()
-    rows = [r for r in read_jsonl(run / "metrics.jsonl") if (run / "exam" / f"{r['model']}.jsonl").exists()]
+    rows = [
+        r
+        for r in read_jsonl(run / "metrics.jsonl")
+        if (run / "exam" / f"{r['model']}.jsonl").exists()
+    ]
     write_jsonl(run / "metrics.jsonl", rows) if rows else (run / "metrics.jsonl").unlink()
 
 
-@pytest.mark.parametrize("first", [name for name in ORDER if name != "M2"])         # that one stands below; M1 in test_checkpoint.py
+@pytest.mark.parametrize(
+    "first", [name for name in ORDER if name != "M2"]
+)  # that one stands below; M1 in test_checkpoint.py
 def test_resumed_equals_uninterrupted(finished, run, first):
     """Guards against: a run that starts over (Oxen) or goes on differently (transformers #11323). Bit by bit."""
     forget(run, first)
     done = command("train.py", *TINY, "--json")
     assert done.code == 0, done.err
     assert results(run) == results(finished / "runs" / "toy")
-    assert [row["model"] for row in json.loads(done.out)["models"]] == ["M1", "M2"], "stdout is one JSON object"
+    assert [row["model"] for row in json.loads(done.out)["models"]] == ["M1", "M2"], (
+        "stdout is one JSON object"
+    )
 
 
 def test_stopped_between_model_and_log(finished, run):
@@ -184,8 +288,10 @@ def test_half_written_files_are_not_taken_for_whole(finished, run):
 
 def test_finished_run_prints_its_table(finished, run, monkeypatch):
     """Guards against: a run that is overwritten by running it again."""
+
     def never(*_, **__):
         raise AssertionError("a finished run trains and writes nothing")
+
     monkeypatch.setattr(dpo, "fit", never)
     monkeypatch.setattr(sample, "generate", never)
     done = command("train.py", *TINY)
@@ -207,11 +313,14 @@ def test_one_more_iteration(finished, run):
 def test_other_settings_are_refused(finished, run):
     """Guards against: two runs mixed in one directory."""
     before = results(run)
-    assert_refused(command("train.py", *TINY, "--beta", 0.2, "--k", 3), "other settings", "beta", "k")
+    assert_refused(
+        command("train.py", *TINY, "--beta", 0.2, "--k", 3), "other settings", "beta", "k"
+    )
     assert results(run) == before
 
 
 # ---- iterations that give nothing ----
+
 
 @pytest.mark.parametrize("value", [3.0, None], ids=["all tied", "all unreadable"])
 def test_iteration_without_pairs(run, monkeypatch, value):
@@ -220,14 +329,20 @@ def test_iteration_without_pairs(run, monkeypatch, value):
     monkeypatch.setattr(judge, "parse_score", lambda text: value)
     finished = Counter(r["id"] for r in read_jsonl(run / "t1" / "responses.jsonl") if r["finished"])
     tied = sum(n > 1 for n in finished.values()) if value else 0
-    assert_refused(command("train.py", *TINY), "no preference pair", f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two "
-                   f"scores; of 72 answers {finished.total()} finished, {finished.total() if value else 0} scored")
+    assert_refused(
+        command("train.py", *TINY),
+        "no preference pair",
+        f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two "
+        f"scores; of 72 answers {finished.total()} finished, {finished.total() if value else 0} scored",
+    )
     assert not (run / "M2").exists() and weights(run / "M1")
 
 
 def test_iteration_without_a_finished_answer(cwd):
     """Guards against: a message about an empty file where no answer ended within the limit."""
-    assert_refused(command("train.py", *QUICK, "--max-new-tokens", 1, "--prompts", prompt_file(cwd)), "pair")
+    assert_refused(
+        command("train.py", *QUICK, "--max-new-tokens", 1, "--prompts", prompt_file(cwd)), "pair"
+    )
 
 
 def prompt_file(cwd: Path, count: int = 8) -> Path:
@@ -237,6 +352,7 @@ def prompt_file(cwd: Path, count: int = 8) -> Path:
 
 # ---- the truth stays outside ----
 
+
 def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch):
     """Guards against: a truth that leaks into training. The seed data, labelled beforehand, come from files."""
     settings = read_json(finished / "runs" / "toy" / "config.json")["settings"]
@@ -245,9 +361,13 @@ def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch)
     write_jsonl(cwd / "eft.jsonl", seeds.eft)
     monkeypatch.setattr(world, "oracle", lambda prompt, answer: None)
     monkeypatch.setattr(world, "points", lambda task, answer: (False,) * 5)
-    assert command("train.py", *TINY, "--ift", cwd / "ift.jsonl", "--eft", cwd / "eft.jsonl").code == 0
+    assert (
+        command("train.py", *TINY, "--ift", cwd / "ift.jsonl", "--eft", cwd / "eft.jsonl").code == 0
+    )
     known, unknown = (folder / "runs" / "toy" for folder in (finished, cwd))
-    for row, blind in zip(read_jsonl(known / "metrics.jsonl"), read_jsonl(unknown / "metrics.jsonl")):
+    for row, blind in zip(
+        read_jsonl(known / "metrics.jsonl"), read_jsonl(unknown / "metrics.jsonl")
+    ):
         assert row["true_score"] is not None and blind["true_score"] is None
     for name in ("M1", "M2"):
         assert weights(known / name) == weights(unknown / name)
@@ -255,18 +375,41 @@ def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch)
 
 # ---- a checkpoint of the real layout ----
 
+
 def test_real_layout(cwd, checkpoint, monkeypatch):
     """Guards against: a loop that only knows its toy (lucidrains #10: how to use an HF model); a truth where nobody knows it."""
-    write_jsonl(cwd / "ift.jsonl", [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(16)])
+    write_jsonl(
+        cwd / "ift.jsonl",
+        [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(16)],
+    )
     ranked = {"responses": ["good", "bad", "ugly"], "ranks": [0, 1, 2]}
     write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", **ranked} for i in range(16)])
     monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
-    done = command("train.py", "--model", checkpoint, "--ift", cwd / "ift.jsonl", "--ranked", cwd / "ranked.jsonl", "--prompts",
-                   prompt_file(cwd), "--iters", 1, "--n-prompts", 8, "--max-new-tokens", 12, "--max-verdict-tokens", 8)
+    done = command(
+        "train.py",
+        "--model",
+        checkpoint,
+        "--ift",
+        cwd / "ift.jsonl",
+        "--ranked",
+        cwd / "ranked.jsonl",
+        "--prompts",
+        prompt_file(cwd),
+        "--iters",
+        1,
+        "--n-prompts",
+        8,
+        "--max-new-tokens",
+        12,
+        "--max-verdict-tokens",
+        8,
+    )
     assert done.code == 0, done.err
     run = cwd / "runs" / "llama"
     rows = read_jsonl(run / "metrics.jsonl")
-    assert [r["true_score"] for r in rows] == [None, None] and all(0 <= r["judge_pairwise"] <= 1 for r in rows)
+    assert [r["true_score"] for r in rows] == [None, None] and all(
+        0 <= r["judge_pairwise"] <= 1 for r in rows
+    )
     ids = torch.arange(50)[None]
     with torch.no_grad():
         ours = load(run / "M2")
@@ -278,15 +421,37 @@ def test_real_layout(cwd, checkpoint, monkeypatch):
 
 def test_without_held_out_prompts(cwd, checkpoint, monkeypatch):
     """Guards against: a run that trains M_2 and then trips over its own empty exam (--prompts and --eft, nothing held out)."""
-    write_jsonl(cwd / "eft.jsonl", [{"prompt": f"Ask {i}?", "response": "good", "verdict": "Score: 4"} for i in range(8)])
+    write_jsonl(
+        cwd / "eft.jsonl",
+        [{"prompt": f"Ask {i}?", "response": "good", "verdict": "Score: 4"} for i in range(8)],
+    )
     monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
-    done = command("train.py", "--model", checkpoint, "--eft", cwd / "eft.jsonl", "--prompts", prompt_file(cwd), "--iters", 1,
-                   "--n-prompts", 8, "--max-new-tokens", 12, "--max-verdict-tokens", 8)
+    done = command(
+        "train.py",
+        "--model",
+        checkpoint,
+        "--eft",
+        cwd / "eft.jsonl",
+        "--prompts",
+        prompt_file(cwd),
+        "--iters",
+        1,
+        "--n-prompts",
+        8,
+        "--max-new-tokens",
+        12,
+        "--max-verdict-tokens",
+        8,
+    )
     assert done.code == 0, done.err
-    assert [row["model"] for row in read_jsonl(cwd / "runs" / "llama" / "metrics.jsonl")] == ["M1", "M2"]
+    assert [row["model"] for row in read_jsonl(cwd / "runs" / "llama" / "metrics.jsonl")] == [
+        "M1",
+        "M2",
+    ]
 
 
 # ---- bad input: one sentence, exit code 2 ----
+
 
 def seed_copy(cwd: Path, **changes) -> Path:
     folder = cwd / "copy"
@@ -309,15 +474,30 @@ def file(cwd: Path, text: str) -> Path:
 
 BAD = {
     "missing model": lambda d: (["--model", d / "nowhere"], ["nowhere"]),
-    "unknown architecture": lambda d: (["--model", seed_copy(d, model_type="gpt2")], ["gpt2", "llama, mistral, qwen2, qwen3"]),
+    "unknown architecture": lambda d: (
+        ["--model", seed_copy(d, model_type="gpt2")],
+        ["gpt2", "llama, mistral, qwen2, qwen3"],
+    ),
     "broken safetensors": lambda d: (["--model", broken_copy(d)], ["model.safetensors"]),
     "empty ift": lambda d: (["--ift", file(d, "")], ["rows.jsonl", "empty"]),
-    "malformed ift": lambda d: (["--ift", file(d, '{"prompt": "a", "response": "b"}\n{"prompt"\n')], ["rows.jsonl, line 2"]),
-    "ift without response": lambda d: (["--ift", file(d, '{"prompt": "a"}\n')], ["rows.jsonl, line 1", "response"]),
-    "malformed eft": lambda d: (["--eft", file(d, '{"prompt": "a", "response": "b", "verdict": 4}')], ["rows.jsonl, line 1"]),
+    "malformed ift": lambda d: (
+        ["--ift", file(d, '{"prompt": "a", "response": "b"}\n{"prompt"\n')],
+        ["rows.jsonl, line 2"],
+    ),
+    "ift without response": lambda d: (
+        ["--ift", file(d, '{"prompt": "a"}\n')],
+        ["rows.jsonl, line 1", "response"],
+    ),
+    "malformed eft": lambda d: (
+        ["--eft", file(d, '{"prompt": "a", "response": "b", "verdict": 4}')],
+        ["rows.jsonl, line 1"],
+    ),
     "missing ift": lambda d: (["--ift", d / "nowhere.jsonl"], ["nowhere.jsonl"]),
     "long prompt": lambda d: (["--prompts", file(d, "word " * 2000 + "\nb\nc\nd\n")], ["context"]),
-    "too few prompts": lambda d: (["--prompts", file(d, "Just one.\n")], ["rows.jsonl", "--n-prompts"]),
+    "too few prompts": lambda d: (
+        ["--prompts", file(d, "Just one.\n")],
+        ["rows.jsonl", "--n-prompts"],
+    ),
     "rubric": lambda d: (["--rubric", file(d, "Rate it.")], ["{prompt}"]),
     "device": lambda d: (["--device", "tpu"], ["tpu", "cpu"]),
     "dtype": lambda d: (["--dtype", "fp16"], ["fp16", "fp32"]),
@@ -325,11 +505,19 @@ BAD = {
     "no verdicts": lambda d: (["--k", 0], []),
     "empty batches": lambda d: (["--batch-size", 0], []),
     "cold": lambda d: (["--temperature", -1], ["temperature"]),
-    "judge": lambda d: (["--judge", "expect"], ["--judge must be one of sampled, expected", "'expect'"]),
-    "judge data": lambda d: (["--eft-style", "both"], ["--eft-style must be one of auto, verdict, score"]),
+    "judge": lambda d: (
+        ["--judge", "expect"],
+        ["--judge must be one of sampled, expected", "'expect'"],
+    ),
+    "judge data": lambda d: (
+        ["--eft-style", "both"],
+        ["--eft-style must be one of auto, verdict, score"],
+    ),
     "loss": lambda d: (["--sft-weight", "rows"], ["--sft-weight must be one of examples, tokens"]),
-    "ift that nobody answers": lambda d: (["--ift", file(d, json.dumps({"messages": [{"role": "user", "content": "a"}]}))],
-                                          ["rows.jsonl, line 1", "messages"]),
+    "ift that nobody answers": lambda d: (
+        ["--ift", file(d, json.dumps({"messages": [{"role": "user", "content": "a"}]}))],
+        ["rows.jsonl, line 1", "messages"],
+    ),
 }
 
 
@@ -340,7 +528,9 @@ def test_bad_input(cwd, case):
     assert_refused(command("train.py", *QUICK, *args), *says)
 
 
-@pytest.mark.parametrize("args", [["--no-such-flag"], ["--n", "four"], ["--iter", "1"], ["word"]], ids=str)
+@pytest.mark.parametrize(
+    "args", [["--no-such-flag"], ["--n", "four"], ["--iter", "1"], ["word"]], ids=str
+)
 def test_unknown_arguments(cwd, args):
     """Guards against: typos obeyed as the default (nano-vllm), abbreviations that change meaning."""
     done = command("train.py", *args)
@@ -349,21 +539,34 @@ def test_unknown_arguments(cwd, args):
 
 def test_real_exit_code(cwd):
     """Guards against: all of the above being true only inside this test."""
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), "--model", "nowhere"], cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--model", "nowhere"],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: ")
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_refused_start_does_not_spoil_the_name(cwd):
     """Guards against: a typo recorded as the run's settings, so that the corrected command is refused too."""
     assert command("train.py", *QUICK, "--dtype", "fp16").code == 2
-    assert_refused(command("train.py", *QUICK, "--dtype", "fp32", "--ift", "nowhere.jsonl"), "nowhere.jsonl")
+    assert_refused(
+        command("train.py", *QUICK, "--dtype", "fp32", "--ift", "nowhere.jsonl"), "nowhere.jsonl"
+    )
 
 
 def test_help_names_every_flag():
     """Guards against: settings that cannot be found."""
     done = command("train.py", "--help")
-    flags = ("--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked --eft-style --prompts --prompt-writer "
-             "--rubric --judge --temperature --top-p --sft-weight --beta --tokens --recompute --slots --device --dtype --json --make-seed").split()
+    flags = (
+        "--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked --eft-style --prompts --prompt-writer "
+        "--rubric --judge --temperature --top-p --sft-weight --beta --tokens --recompute --slots --device --dtype --json --make-seed"
+    ).split()
     assert done.code == 0 and all(f in done.out for f in flags)
 
 
@@ -376,9 +579,15 @@ def test_a_libc_without_mallopt(monkeypatch):
 
 # ---- the other commands ----
 
+
 def test_ask(finished):
     """Guards against: a question that cannot be asked; an answer that changes from call to call or shows its control tokens."""
-    ask = ("sample.py", "--model", finished / "runs" / "toy" / "M2", "Count up from two to four for Mia.")
+    ask = (
+        "sample.py",
+        "--model",
+        finished / "runs" / "toy" / "M2",
+        "Count up from two to four for Mia.",
+    )
     one, other = command(*ask), command(*ask)
     assert one.code == 0 and one.out.strip() and one.out == other.out
     assert "<|" not in one.out and "Count up" not in one.out
@@ -388,14 +597,28 @@ def test_ask(finished):
 
 def test_chat():
     """Guards against: an interactive chat that ends in a traceback."""
-    done = command("sample.py", "--model", ROOT / "seed", stdin="Count up from two to four for Mia.\n\nSpell cat for Bob.\n")
+    done = command(
+        "sample.py",
+        "--model",
+        ROOT / "seed",
+        stdin="Count up from two to four for Mia.\n\nSpell cat for Bob.\n",
+    )
     assert done.code == 0 and done.out.count(">") >= 3
 
 
 def test_judge_one(finished):
     """Guards against: votes that are averaged but never shown."""
-    args = ("judge.py", "--model", finished / "runs" / "toy" / "M1", "--prompt", "Spell cat for Mia.",
-            "--response", "Mia: c, a, t.", "--k", 4)
+    args = (
+        "judge.py",
+        "--model",
+        finished / "runs" / "toy" / "M1",
+        "--prompt",
+        "Spell cat for Mia.",
+        "--response",
+        "Mia: c, a, t.",
+        "--k",
+        4,
+    )
     shown, done = command(*args), command(*args, "--json")
     assert shown.code == 0 and shown.out.count("verdict") == 4 and "mean" in shown.out
     report = json.loads(done.out)
@@ -412,16 +635,24 @@ def test_judge_file(finished, cwd):
     args = ("judge.py", "--model", finished / "runs" / "toy" / "M1", "--file", cwd / "ranked.jsonl")
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     assert shown.code == 0 and "pairwise accuracy" in shown.out
-    assert report["judge_pairwise"] == judge.pairwise_accuracy(report["rewards"], [g["ranks"] for g in groups])
+    assert report["judge_pairwise"] == judge.pairwise_accuracy(
+        report["rewards"], [g["ranks"] for g in groups]
+    )
     assert 0 <= report["judge_parse_rate"] <= 1
 
 
-@pytest.mark.parametrize("script, args", [
-    ("sample.py", ["--model", "nowhere", "Hello?"]), ("sample.py", ["--model", ROOT / "seed", "word " * 2000]),
-    ("judge.py", ["--model", "nowhere", "--prompt", "a", "--response", "b"]), ("judge.py", ["--model", ROOT / "seed"]),
-    ("judge.py", ["--model", ROOT / "seed", "--file", "nowhere.jsonl"]),
-    ("judge.py", ["--model", ROOT / "seed", "--prompt", "a"]),
-], ids=str)
+@pytest.mark.parametrize(
+    "script, args",
+    [
+        ("sample.py", ["--model", "nowhere", "Hello?"]),
+        ("sample.py", ["--model", ROOT / "seed", "word " * 2000]),
+        ("judge.py", ["--model", "nowhere", "--prompt", "a", "--response", "b"]),
+        ("judge.py", ["--model", ROOT / "seed"]),
+        ("judge.py", ["--model", ROOT / "seed", "--file", "nowhere.jsonl"]),
+        ("judge.py", ["--model", ROOT / "seed", "--prompt", "a"]),
+    ],
+    ids=str,
+)
 def test_bad_input_elsewhere(cwd, script, args):
     """Guards against: the same, for the other commands."""
     assert_refused(command(script, *args))

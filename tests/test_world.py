@@ -1,4 +1,5 @@
 """world.py: the oracle knows a perfect answer and every way to miss it, and the held-out prompts stay held out."""
+
 import random
 import re
 
@@ -9,8 +10,27 @@ from conftest import ROOT
 from data import Chat
 from experiments.make_seed import corpus
 from judge import parse_score, read_rubric
-from world import (FLAWS, KINDS, ORDERED, PHRASINGS, POINTS, Draft, demonstration, draw_slots, draw_task, eft_examples, flawed,
-                   held_out_prompts, held_out_ranked, ift_examples, oracle, perfect, points, read_task, verdict)
+from world import (
+    FLAWS,
+    KINDS,
+    ORDERED,
+    PHRASINGS,
+    POINTS,
+    Draft,
+    demonstration,
+    draw_slots,
+    draw_task,
+    eft_examples,
+    flawed,
+    held_out_prompts,
+    held_out_ranked,
+    ift_examples,
+    oracle,
+    perfect,
+    points,
+    read_task,
+    verdict,
+)
 
 
 def tasks(family: str, draws: int = 25):
@@ -39,11 +59,17 @@ def test_perfect_answers_and_single_flaws(family):
         assert lost(task, draft._replace(items=["zebra", *items[1:]])) >= {"complete", "exact"}
         assert lost(task, draft._replace(items=["zebra"])) == {"relevant", "complete", "exact"}
         assert lost(task, draft._replace(name="Zacharias")) == {"personal"}
-        assert lost(task, draft._replace(capital=False)) == lost(task, draft._replace(stop=False)) == {"clear"}
+        assert (
+            lost(task, draft._replace(capital=False))
+            == lost(task, draft._replace(stop=False))
+            == {"clear"}
+        )
         if len(items) > 1:
             assert lost(task, draft._replace(items=items[:-1])) == {"complete"}
         if not task.kind and items != items[::-1]:
-            assert lost(task, draft._replace(items=items[::-1])) == ({"exact"} if family in ORDERED else set())
+            assert lost(task, draft._replace(items=items[::-1])) == (
+                {"exact"} if family in ORDERED else set()
+            )
         assert oracle(task.prompt, "") == 0
 
 
@@ -54,7 +80,11 @@ def is_right(task, answer: str) -> bool:
         return False
     items = match[2].split(", ")
     if not task.kind:
-        return items == list(task.items) if task.family in ORDERED else sorted(items) == sorted(task.items)
+        return (
+            items == list(task.items)
+            if task.family in ORDERED
+            else sorted(items) == sorted(task.items)
+        )
     return len(items) == len(set(items) & set(KINDS[task.kind])) == task.n
 
 
@@ -67,21 +97,31 @@ def test_flaws_of_the_demonstrations(flaw):
         text = flawed(perfect(task, rng), flaw, task, rng).text()
         assert (oracle(task.prompt, text) == 5) == is_right(task, text), (task, text)
         found += not is_right(task, text)
-    assert found > 100                      # a swap is a mistake in four of the ten families only
+    assert found > 100  # a swap is a mistake in four of the ten families only
 
 
 def test_demonstrations_are_of_mixed_quality():
     """Guards against: flawless demonstrations, where the judge errs with the writer and nothing can improve."""
     rng = random.Random(0)
-    scores = [oracle(t.prompt, demonstration(t, rng)) for t in (draw_task(rng) for _ in range(1000))]
+    scores = [
+        oracle(t.prompt, demonstration(t, rng)) for t in (draw_task(rng) for _ in range(1000))
+    ]
     assert set(scores) >= {1, 2, 3, 4, 5} and 150 < scores.count(5) < 450
     assert len(PHRASINGS) >= 8 and all(len(p) >= 3 for p in PHRASINGS.values())
 
 
-FOREIGN = ["", "Hello.", "Tell Mia about", "Give Bob two planets.", "Give Bob ninety animals.",
-           "Count up from six to three for Mia.", "Count up from one to zebra for Mia.",
-           "Tell Nobody the opposite of hot and old.", "Tell Mia the opposite of tea and old.",
-           "Say cat two times to Mia. Please."]
+FOREIGN = [
+    "",
+    "Hello.",
+    "Tell Mia about",
+    "Give Bob two planets.",
+    "Give Bob ninety animals.",
+    "Count up from six to three for Mia.",
+    "Count up from one to zebra for Mia.",
+    "Tell Nobody the opposite of hot and old.",
+    "Tell Mia the opposite of tea and old.",
+    "Say cat two times to Mia. Please.",
+]
 
 
 @pytest.mark.parametrize("prompt", FOREIGN)
@@ -106,7 +146,9 @@ def test_held_out_prompts_are_never_trained_on():
     learnt = {r["prompt"] for r in ift_examples(4000, rng) + eft_examples(4000, rng)}
     read = {line.removeprefix("Task: ") for text in corpus(4000, rng) for line in text.splitlines()}
     assert len(held) > 1000 and not held & (learnt | read)
-    assert len({*ift_prompts(1)} & {*ift_prompts(2)}) > 10, "the world is so wide that this test shows nothing"
+    assert len({*ift_prompts(1)} & {*ift_prompts(2)}) > 10, (
+        "the world is so wide that this test shows nothing"
+    )
 
 
 def ift_prompts(seed: int) -> list[str]:
@@ -115,7 +157,11 @@ def ift_prompts(seed: int) -> list[str]:
 
 def test_same_random_same_data():
     """Guards against: seed data that changes under a resumed run."""
-    assert eft_examples(50, random.Random(3)) == eft_examples(50, random.Random(3)) != eft_examples(50, random.Random(4))
+    assert (
+        eft_examples(50, random.Random(3))
+        == eft_examples(50, random.Random(3))
+        != eft_examples(50, random.Random(4))
+    )
     assert held_out_prompts(20) == held_out_prompts(20) and held_out_ranked(5) == held_out_ranked(5)
 
 
@@ -128,6 +174,7 @@ def test_ranked_groups_are_ranked_by_truth():
 
 # ---- the shipped seed/ ----
 
+
 def test_seed_can_write_every_word():
     """Guards against: a digit or a letter missing from the tokenizer, which silently makes every verdict unreadable."""
     tokenizer = Chat(ROOT / "seed").tokenizer
@@ -137,7 +184,12 @@ def test_seed_can_write_every_word():
     rng = random.Random(5)
     texts = [*words, *(f"Score: {i}" for i in range(6)), *corpus(300, rng), world.RUBRIC]
     for text in texts:
-        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=True) == text
+        assert (
+            tokenizer.decode(
+                tokenizer.encode(text, add_special_tokens=False).ids, skip_special_tokens=True
+            )
+            == text
+        )
 
 
 def test_seed_belongs_to_this_world():
