@@ -1,0 +1,1 @@
+"""What every room stands on: records, files, checkpoints, the prompt format, settings, a run directory."""

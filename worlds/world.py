@@ -1,0 +1,31 @@
+"""worlds/world.py: what a world gives to a run. A second world with a truth fills the same two records.
+
+In: nothing.  Out: the records `World` and `Exam`.
+A world holds seed data to learn from, and an exam of prompts and ranked answers that training never sees. Where the
+world knows the truth, the truth labels the seed data and marks the exam. Between these two, nothing reads it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Truth = Callable[[str, str], int | None]  # (prompt, answer) -> 0 to 5; None where the prompt is no task of this world
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Held-out material. `truth` is None where nobody knows it."""
+
+    prompts: Sequence[str]
+    groups: Sequence[dict]  # answers that people ranked: {"prompt", "responses", "ranks"}
+    truth: Truth | None = None
+
+
+@dataclass(frozen=True)
+class World:
+    """What people wrote, without what the exam holds out."""
+
+    ift: list[dict]  # instruction data: {"prompt", "response"}
+    eft: list[dict]  # judge data: {"prompt", "response", "verdict"}
+    groups: list[dict]  # ranked answers, from which more judge data can be made
+    prompts: list[str]  # new prompts are modelled on these
+    exam: Exam
