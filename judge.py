@@ -1,11 +1,15 @@
-"""judge.py: verdict -> number -> pair. The model is its own judge: the same weights that wrote the answers.
+"""judge.py: verdict -> number -> pair. The model is its own judge: the weights that wrote the
+answers.
 
-In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs.
-A score is read in one of two ways: "sampled", the mean of K written verdicts (the paper), or "expected", the mean of the
-digits under their probabilities right after "Score:", in one forward pass: no sampling, cheap, hardly ever tied.
-Two rules keep the numbers honest. A verdict that cannot be read is no score: not 0, not a tie, not a rejected answer.
-And only text that the judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself.
-Left out on purpose: pairwise comparison prompts, retries (an unreadable verdict is counted, not asked for again).
+In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs. A
+score is read in one of two ways. "sampled" is the paper's: the mean of K written verdicts.
+"expected" is the mean of the digits 0 to 5 under their probabilities right after "Score:". It needs
+one forward pass and no sampling, and hardly ever ties. Two rules keep the numbers honest. A verdict
+that cannot be read is no score: not 0, not a tie, not a rejected answer. And only text that the
+judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself. Left out on
+purpose: prompts that compare two answers, and second tries for an unreadable verdict.
+
+Shapes: P judge prompts.
 
     python judge.py --model runs/toy/M4 --prompt "Spell cat for Mia." --response "Mia: c, a, t."
     python judge.py --model DIR --file ranked.jsonl        # the paper's five figures
@@ -17,17 +21,23 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import groupby, permutations
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 
-import numpy as np
 import torch
+from core.rankings import judge_figures
 
-from config import asking, command, pick_device
-from data import Candidate, Chat, Example, Pair, UserError, read_ranked, shared_prefix
-from model import GPT
-from sample import Sampling, generate, next_probs, writer
+from core.batches import shared_prefix
+from core.chat import Chat
+from core.cli import common_arguments, run_command
+from core.device import pick_device, prepare_machine
+from core.draw import Sampling
+from core.errors import UserError
+from core.files import read_ranked
+from core.records import Candidate, Example, Pair
+from core.statistics import mean
+from sample import Writer, generate, load_writer, next_probs
 
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.
@@ -43,43 +53,74 @@ Request:
 Answer:
 {response}
 
-Review:"""
+Review:"""  # noqa: E501
 SCORE = re.compile(r"score[\s*_]*[:=]", re.IGNORECASE)
+# What stands behind "Score:". A number on another scale, or in a range, is no number of ours.
 NUMBER = re.compile(
-    r"[\s*_`\"'(\[]*(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*5(?!\d|\.\d))?(?!\s*(?:[/–-]|out of|to)\s*\d|\d|[.,]\d|\s*%)"
+    r"""
+    [\s*_`"'(\[]*                                     # marks before it, as in **4**
+    (\d+(?:\.\d+)?)                                   # 4 or 4.5
+    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?              # /5, out of 5
+    (?!\s*(?:[/–-]|out\ of|to)\s*\d                   # not 4/10, 3-4, 4 out of 10
+      |\d|[.,]\d|\s*%)                                # not 1.2.3, 3,5, 90%
+    """,
+    re.VERBOSE,
 )
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How a judge is asked. `sampling.n` is K, the verdicts on each answer."""
+
+    rubric: str
+    sampling: Sampling
+    how: str = "sampled"  # or "expected"
+
+
+# ---- the judge prompt ----
+
+
 def read_rubric(path: str | Path | None, folder: str | Path | None = None) -> str:
-    """The rubric of a file, else the model's own in `folder`, else the one above. Raises UserError without {prompt}, {response}."""
-    if not path and folder is not None and (own := Path(folder) / "rubric.txt").exists():
-        path = own
+    """The rubric in a file, else the model's own in `folder`, else RUBRIC.
+
+    Raises UserError where {prompt} or {response} is missing.
+    """
+    if not path and folder is not None and (Path(folder) / "rubric.txt").exists():
+        path = Path(folder) / "rubric.txt"
     if not path:
         return RUBRIC
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"rubric {path} cannot be read ({e}).") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"rubric {path} cannot be read ({error}).") from None
     if text.count("{prompt}") != 1 or text.count("{response}") != 1:
         raise UserError(f"rubric {path} must hold {{prompt}} and {{response}}, once each.")
     return text
 
 
 def judge_text(rubric: str, prompt: str, response: str) -> str:
-    """The rubric with both texts put in; their own braces stay as they are."""
+    """The rubric with both texts in their places. Braces in the texts stay as they are."""
     parts = re.split(r"(\{prompt\}|\{response\})", rubric)
-    return "".join({"{prompt}": prompt, "{response}": response}.get(p, p) for p in parts)
+    texts = {"{prompt}": prompt, "{response}": response}
+    return "".join(texts.get(part, part) for part in parts)
 
 
-def judge_examples(chat: Chat, rubric: str, rows: Sequence[dict]) -> list[Example]:
-    """EFT rows {"prompt", "response", "verdict"}: what the judge is asked, and what it should write."""
-    return [
-        chat.example(judge_text(rubric, r["prompt"], r["response"]), r["verdict"]) for r in rows
-    ]
+def judge_examples(chat: Chat, rubric: str, eft: Sequence[dict]) -> list[Example]:
+    """EFT data {"prompt", "response", "verdict"} -> what a judge is asked, and what it should
+    write.
+    """
+    examples = []
+    for row in eft:
+        question = judge_text(rubric, row["prompt"], row["response"])
+        examples.append(chat.example(question, row["verdict"]))
+    return examples
+
+
+# ---- verdict -> number ----
 
 
 def parse_score(verdict: str) -> float | None:
-    """The number after the last "Score:" of a verdict; None where it is missing, unclear or outside 0-5.
+    """The number after the last "Score:" of a verdict. None where it is missing or outside 0 to 5.
 
     Example:
         parse_score("Good. Score: 4")       -> 4.0
@@ -87,412 +128,210 @@ def parse_score(verdict: str) -> float | None:
         parse_score("Score: 7")             -> None
         parse_score("Score: 8/10")          -> None
     """
-    found = list(SCORE.finditer(verdict))
-    number = found and NUMBER.match(verdict, found[-1].end())
-    return float(number[1]) if number and 0 <= float(number[1]) <= 5 else None
+    labels = list(SCORE.finditer(verdict))
+    if not labels:
+        return None
+    number = NUMBER.match(verdict, labels[-1].end())
+    if number is None or float(number[1]) > 5:
+        return None
+    return float(number[1])
 
 
-def score_line_done(text: str) -> bool:
+def ends_with_score_line(text: str) -> bool:
     """The stop rule of a verdict: its last complete line is a score line."""
     lines = [line for line in text.split("\n")[:-1] if line.strip()]
     return bool(lines) and parse_score(lines[-1]) is not None
 
 
-def mean(votes: Sequence[float | None]) -> float | None:
-    """The mean of those that are there; None where none is."""
-    readable = [v for v in votes if v is not None]
-    return sum(readable) / len(readable) if readable else None
-
-
 def score(
-    model: GPT,
-    chat: Chat,
+    writer: Writer,
     candidates: Sequence[Candidate],
-    sampling: Sampling,
+    judging: Judging,
     *,
-    k: int,
-    rubric: str,
     key: str,
-    how: str = "sampled",
     label: str | None = "verdicts",
 ) -> list[dict]:
-    """Verdicts on every finished answer, as rows {"id", "sample", "vote", "text", "score"}; score None is unreadable.
+    """{y} -> verdicts, as rows {"id", "sample", "vote", "text", "score"}. Score None is unreadable.
 
-    `how` is "sampled" (K verdicts) or "expected" (one row, without text and with the digits' probabilities).
-    An answer that never ended is not judged. Answers to one prompt that read the same are judged once.
+    An answer that never ended is not judged. Answers to one prompt that read the same are judged
+    once: the first stands for all.
     """
-    first = {(c.id, c.response): c for c in reversed(candidates) if c.finished}
-    asked = [c for c in candidates if first.get((c.id, c.response)) is c]
-    prompts = [chat.prompt(judge_text(rubric, c.prompt, c.response)) for c in asked]
-    if how == "expected":
-        return [
-            {"id": c.id, "sample": c.sample, "vote": 0, "text": "", **row}
-            for c, row in zip(asked, expected_scores(model, chat, prompts, sampling, label=label))
-        ]
-    groups = generate(
-        model,
-        chat,
-        prompts,
-        sampling,
-        key=key,
-        n=k,
-        names=[f"{c.id}.{c.sample}" for c in asked],
-        stop=score_line_done,
-        label=label,
-    )
-    texts = [
-        (c, vote, chat.decode(v.tokens).strip())
-        for c, group in zip(asked, groups)
-        for vote, v in enumerate(group)
-    ]
-    return [
-        {"id": c.id, "sample": c.sample, "vote": vote, "text": text, "score": parse_score(text)}
-        for c, vote, text in texts
-    ]
+    first: dict[tuple[int, str], Candidate] = {}
+    for y in candidates:
+        if y.finished:
+            first.setdefault((y.id, y.response), y)
+    judged = list(first.values())
+    questions = [judge_text(judging.rubric, y.prompt, y.response) for y in judged]
+    prompts = [writer.chat.prompt(question) for question in questions]
+    if judging.how == "expected":
+        scores = expected_scores(writer, prompts, judging.sampling.slots, label)
+        return [verdict_row(y, 0, "") | row for y, row in zip(judged, scores, strict=True)]
+    sampling = replace(judging.sampling, stop=ends_with_score_line)
+    keys = [f"{key} {y.id}.{y.sample}" for y in judged]
+    groups = generate(writer, prompts, sampling, keys, label=label)
+    verdicts = []
+    for y, group in zip(judged, groups, strict=True):
+        for vote, completion in enumerate(group):
+            text = writer.chat.decode(completion.tokens).strip()
+            verdicts.append(verdict_row(y, vote, text) | {"score": parse_score(text)})
+    return verdicts
 
 
-def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """What the responses `texts` share as ids, and for each the token that then tells it apart. Raises UserError."""
-    lines = [chat.response(text) for text in texts]
-    start = shared_prefix(lines)
-    found = [line[start] for line in lines]
-    if len(set(found)) < len(texts):
-        raise UserError(
-            f"this tokenizer does not tell {texts[0]!r} to {texts[-1]!r} apart by one token; use --judge sampled."
-        )
-    return lines[0][:start], found
+def verdict_row(y: Candidate, vote: int, text: str) -> dict:
+    return {"id": y.id, "sample": y.sample, "vote": vote, "text": text}
 
 
 def expected_scores(
-    model: GPT, chat: Chat, prompts: Sequence[list[int]], sampling: Sampling, *, label: str | None
+    writer: Writer, prompts: Sequence[list[int]], slots: int, label: str | None
 ) -> list[dict]:
-    """One {"score", "digits"} a judge prompt; score None where the six digits together are less likely than the rest."""
-    start, digits = alternatives(chat, [f"Score: {n}" for n in range(6)])
-    probs = next_probs(
-        model,
-        [p + start for p in prompts],
-        digits,
-        slots=sampling.slots,
-        work=sampling.work,
-        label=label,
-    )  # (P,6)
-    means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)
-    return [
-        {"score": m if sum(p) >= 0.5 else None, "digits": [round(x, 4) for x in p]}
-        for m, p in zip(means.tolist(), probs.tolist())
-    ]
+    """One {"score", "digits"} a judge prompt: the mean digit, and the probabilities of 0 to 5.
 
-
-def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
-    """{y} -> {r}: the candidates with their votes, and the mean of those that could be read as reward."""
-    texts, votes = {(c.id, c.sample): (c.id, c.response) for c in candidates}, defaultdict(tuple)
-    for v in verdicts:
-        votes[texts[v["id"], v["sample"]]] += (v["score"],)
-    given = [votes[c.id, c.response] if c.finished else () for c in candidates]
-    return [replace(c, votes=v, reward=mean(v)) for c, v in zip(candidates, given)]
-
-
-def choose_pair(group: Sequence[Candidate], length_control: float = 0.0) -> Pair | None:
-    """Highest against lowest reward of the answers to one prompt; None where fewer than two were scored, or all tie.
-
-    With `length_control` rho, rewards within rho of the whole range count as equal to the best or the worst, and of
-    these the shortest is chosen, the longest rejected (Meta-Rewarding, Wu et al. 2024, section 2.2).
+    The score is None where the six digits together are less likely than everything else.
     """
-    scored = [c for c in group if c.reward is not None]
-    if not scored:
-        return None
-    high, low = max(c.reward for c in scored), min(c.reward for c in scored)
-    slack = length_control * (high - low)
-    top, bottom = (
-        [c for c in scored if c.reward >= high - slack],
-        [c for c in scored if c.reward <= low + slack],
-    )
-    chosen = min(top, key=lambda c: len(c.tokens)) if slack else top[0]
-    rejected = max(bottom, key=lambda c: len(c.tokens)) if slack else bottom[0]
-    return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
-
-
-def choose_pairs(candidates: Sequence[Candidate], length_control: float = 0.0) -> list[Pair]:
-    """One pair a prompt, where there is one."""
-    pairs = [
-        choose_pair(list(group), length_control)
-        for _, group in groupby(candidates, key=lambda c: c.id)
-    ]
-    return [p for p in pairs if p]
-
-
-def verdict_pairs(
-    chat: Chat, rubric: str, candidates: Sequence[Candidate], verdicts: Sequence[dict]
-) -> list[tuple[Example, Example]]:
-    """Preference pairs for the judge itself: the verdict nearest to the mean of its answer's votes over the farthest.
-
-    One a prompt, from the answer whose votes differ most. A simple form of Meta-Rewarding (Wu et al. 2024), whose
-    meta-judge compares verdicts by another prompt.
-    """
-    answers, best = {(c.id, c.sample): c for c in candidates}, {}
-    for (id, sample), group in groupby(verdicts, key=lambda v: (v["id"], v["sample"])):
-        votes = [v for v in group if v["score"] is not None]
-        middle = mean([v["score"] for v in votes])
-        votes.sort(key=lambda v: abs(v["score"] - middle))
-        spread = (
-            abs(votes[-1]["score"] - middle) - abs(votes[0]["score"] - middle) if votes else 0.0
-        )
-        if spread > best.get(id, (0.0,))[0]:
-            asked = judge_text(rubric, answers[id, sample].prompt, answers[id, sample].response)
-            best[id] = (
-                spread,
-                chat.example(asked, votes[0]["text"]),
-                chat.example(asked, votes[-1]["text"]),
-            )
-    return [(chosen, rejected) for _, chosen, rejected in best.values()]
-
-
-# ---- answers that people ranked ----
-def as_candidates(groups: Sequence[dict]) -> list[Candidate]:
-    return [
-        Candidate(g, s, group["prompt"], text, [], True)
-        for g, group in enumerate(groups)
-        for s, text in enumerate(group["responses"])
-    ]
-
-
-def rank_answers(
-    model: GPT,
-    chat: Chat,
-    groups: Sequence[dict],
-    sampling: Sampling,
-    *,
-    k: int,
-    rubric: str,
-    key: str,
-    how: str = "sampled",
-) -> tuple[list[list[float | None]], list[dict]]:
-    """The rewards of answers that others wrote and ranked, group by group; and the verdicts."""
-    rows = as_candidates(groups)
-    verdicts = score(model, chat, rows, sampling, k=k, rubric=rubric, key=key, how=how)
-    return [
-        [c.reward for c in group]
-        for _, group in groupby(attach(rows, verdicts), key=lambda c: c.id)
-    ], verdicts
-
-
-def score_lines(groups: Sequence[dict]) -> list[dict]:
-    """Ranked answers -> judge examples with a bare score line: the best gets 5, the worst 1, evenly between.
-
-    Not the paper's way; it is what a model too small to write a readable verdict can still learn.
-    """
+    start, digits = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
+    prompts = [prompt + start for prompt in prompts]
+    probs = next_probs(writer, prompts, digits, slots=slots, label=label)  # (P,6)
+    means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)  # (P,)
     rows = []
-    for group in groups:
-        order = sorted(set(group["ranks"]))
-        for response, rank in zip(group["responses"], group["ranks"]):
-            place = order.index(rank) / max(1, len(order) - 1)  # 0 best ... 1 worst
-            rows.append(
-                {
-                    "prompt": group["prompt"],
-                    "response": response,
-                    "verdict": f"Score: {round(5 - 4 * place)}",
-                }
-            )
+    for average, row in zip(means.tolist(), probs.tolist(), strict=True):
+        readable = sum(row) >= 0.5
+        digits_of_row = [round(p, 4) for p in row]
+        rows.append({"score": average if readable else None, "digits": digits_of_row})
     return rows
 
 
-def agreeing(groups: Sequence[dict], verdicts: Sequence[dict]) -> tuple[list[dict], dict[str, int]]:
-    """A model's verdicts on ranked answers -> those that agree with people, as judge examples; and the funnel (paper, 3.1).
+def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
+    """The ids that all `texts` begin with, and for each text the id that then tells it apart.
 
-    A verdict agrees when its score stands among the mean scores of the group's other answers as its rank stands among
-    theirs: no better answer has a lower mean, no worse one a higher, and not all are equal. Of the commonest score only
-    as many are kept as of the second commonest.
+    Raises UserError where no single id does.
     """
-    rewards = {(c.id, c.sample): c.reward for c in attach(as_candidates(groups), verdicts)}
-    readable, rows = [v for v in verdicts if v["score"] is not None], []
-    for v in readable:
-        group, own = groups[v["id"]], groups[v["id"]]["ranks"][v["sample"]]
-        steps = [
-            ((rank - own), v["score"] - rewards[v["id"], s])
-            for s, rank in enumerate(group["ranks"])
-            if rank != own and rewards[v["id"], s] is not None
-        ]
-        if all(worse * higher >= 0 for worse, higher in steps) and any(
-            higher for _, higher in steps
-        ):
-            rows.append(
-                {
-                    "prompt": group["prompt"],
-                    "response": group["responses"][v["sample"]],
-                    "verdict": v["text"],
-                }
-            )
-    by_score = defaultdict(list)
-    for row in rows:
-        by_score[parse_score(row["verdict"])].append(row)
-    second = sorted(map(len, by_score.values()))[-2] if len(by_score) > 1 else len(rows)
-    kept = [row for same in by_score.values() for row in same[:second]]
-    return kept, {
-        "written": len(verdicts),
-        "readable": len(readable),
-        "agreeing": len(rows),
-        "kept": len(kept),
-    }
+    lines = [chat.response(text) for text in texts]
+    start = shared_prefix(lines)
+    ids = [line[start] for line in lines]
+    if len(set(ids)) < len(texts):
+        raise UserError(
+            f"this tokenizer does not tell {texts[0]!r} to {texts[-1]!r} apart by one token; use "
+            f"--judge sampled."
+        )
+    return lines[0][:start], ids
 
 
-# ---- how good is the judge? ----
-def pairwise(given: Sequence[float | None], truth: Sequence[float]) -> list[bool]:
-    """Of every two answers of different rank (0 best): do the rewards order them so? A tie or a missing score does not."""
-    pairs = [(i, j) for i, j in permutations(range(len(truth)), 2) if truth[i] < truth[j]]
-    return [None not in (given[i], given[j]) and given[i] > given[j] for i, j in pairs]
+def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
+    """{y} -> {r}: the candidates with their votes, and the mean of the readable votes as reward."""
+    texts = {(y.id, y.sample): y.response for y in candidates}
+    votes: dict[tuple[int, str], list[float | None]] = defaultdict(list)
+    for verdict in verdicts:
+        text = texts[verdict["id"], verdict["sample"]]
+        votes[verdict["id"], text].append(verdict["score"])
+    scored = []
+    for y in candidates:
+        own_votes = votes[y.id, y.response] if y.finished else []
+        scored.append(replace(y, votes=tuple(own_votes), reward=mean(own_votes)))
+    return scored
 
 
-def pairwise_accuracy(
-    rewards: Sequence[Sequence[float | None]], ranks: Sequence[Sequence[float]]
-) -> float | None:
-    """Share of all pairs of different rank that the rewards order the same way. None where no two ranks differ."""
-    return mean(
-        [float(right) for given, truth in zip(rewards, ranks) for right in pairwise(given, truth)]
-    )
+# ---- number -> pair ----
 
 
-def places(values: Sequence[float]) -> list[float]:
-    """The place of each value in rising order; equal ones share the mean of their places."""
-    return [sum(o < v for o in values) + (sum(o == v for o in values) - 1) / 2 for v in values]
+def by_prompt(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The answers of each prompt, together. They stand together in the list already."""
+    return [list(group) for _, group in groupby(candidates, key=lambda y: y.id)]
 
 
-def correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Pearson's; 0 where one of them does not vary."""
-    a, b = [x - sum(a) / len(a) for x in a], [x - sum(b) / len(b) for x in b]
-    spread = (sum(x * x for x in a) * sum(x * x for x in b)) ** 0.5
-    return sum(x * y for x, y in zip(a, b)) / spread if spread else 0.0
+def choose_pair(group: Sequence[Candidate]) -> Pair | None:
+    """The best against the worst answer to one prompt: the first of the highest and of the lowest
+    reward.
 
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    return correlation(places(a), places(b)) if a else 0.0
-
-
-def kendall(a: Sequence[float], b: Sequence[float]) -> float:
-    """tau-b: the correlation of the signs of all differences."""
-    signs = [
-        ((x > y) - (x < y), (u > v) - (u < v)) for (x, u), (y, v) in permutations(zip(a, b), 2)
-    ]
-    return correlation([x for x, _ in signs], [u for _, u in signs]) if signs else 0.0
-
-
-def interval(right: Sequence[float], total: Sequence[float], draws: int = 2000) -> list[float]:
-    """A 95 % bootstrap interval of sum(right) / sum(total): whole groups are drawn, since answers to one prompt hang together."""
-    rows = np.random.default_rng(0).integers(0, len(total), (draws, len(total)))
-    shares = np.array(right, float)[rows].sum(1) / np.maximum(
-        1, np.array(total, float)[rows].sum(1)
-    )
-    return [round(float(x), 4) for x in np.quantile(shares, (0.025, 0.975))]
-
-
-def judge_figures(
-    rewards: Sequence[Sequence[float | None]], ranks: Sequence[Sequence[float]]
-) -> dict:
-    """The paper's five figures on answers that people ranked (section 4.1), with their tie rules.
-
-    pairwise: see there; `ties` is the share of those pairs that no reward orders. best5: of the answers whose reward rounds to
-    5, how many people ranked first. exact: groups whose whole order is the same. spearman, kendall (tau-b): means over
-    groups, of the answers with a score; a group whose rewards do not vary counts 0.
+    None where fewer than two were scored, or all rewards are equal (the paper, section 2.4).
     """
-    hits = [pairwise(given, truth) for given, truth in zip(rewards, ranks)]
-    mirror = [
-        pairwise([None if r is None else -r for r in given], truth)
-        for given, truth in zip(rewards, ranks)
-    ]
-    fives = [
-        float(rank == min(truth))
-        for given, truth in zip(rewards, ranks)
-        for r, rank in zip(given, truth)
-        if r is not None and r >= 4.5
-    ]
-    scored = [
-        tuple(zip(*((r, -rank) for r, rank in zip(given, truth) if r is not None))) or ((), ())
-        for given, truth in zip(rewards, ranks)
-    ]
-    exact = [
-        float(len(a) == len(truth) and places(a) == places(b))
-        for (a, b), truth in zip(scored, ranks)
-    ]
-    ties = mean(
-        [
-            float(not (right or wrong))
-            for hit, miss in zip(hits, mirror)
-            for right, wrong in zip(hit, miss)
-        ]
-    )
-    return {
-        "judge_pairwise": pairwise_accuracy(rewards, ranks),
-        "judge_interval": interval([sum(h) for h in hits], [len(h) for h in hits]),
-        "judge_ties": ties,
-        "judge_best5": mean(fives),
-        "judge_exact": mean(exact),
-        "judge_spearman": mean([spearman(a, b) for a, b in scored]),
-        "judge_kendall": mean([kendall(a, b) for a, b in scored]),
-    }
+    scored = [y for y in group if y.reward is not None]
+    if not scored:
+        return None
+    chosen = max(scored, key=lambda y: y.reward)
+    rejected = min(scored, key=lambda y: y.reward)
+    return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
+
+
+# ---- answers that people ranked ----
+
+
+def as_candidates(groups: Sequence[dict]) -> list[Candidate]:
+    """Ranked answers {"prompt", "responses"} as if a model had written them."""
+    candidates = []
+    for i, group in enumerate(groups):
+        for sample, response in enumerate(group["responses"]):
+            candidates.append(Candidate(i, sample, group["prompt"], response, [], True))
+    return candidates
+
+
+def rank_answers(
+    writer: Writer, groups: Sequence[dict], judging: Judging, *, key: str
+) -> tuple[list[list[float | None]], list[dict]]:
+    """The rewards of answers that people ranked, group by group; and the verdicts."""
+    answers = as_candidates(groups)
+    verdicts = score(writer, answers, judging, key=key)
+    scored = attach(answers, verdicts)
+    return [[y.reward for y in group] for group in by_prompt(scored)], verdicts
 
 
 # ---- command line ----
-def judge_one(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
+
+
+def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
+    """Every verdict on one answer, and their mean."""
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
-    verdicts = score(
-        model,
-        chat,
-        [answer],
-        sampling,
-        k=args.k,
-        rubric=read_rubric(args.rubric, args.model),
-        key=f"{args.seed}",
-        how=args.judge,
-    )
-    return {
-        "reward": mean([v["score"] for v in verdicts]),
-        "verdicts": [{k: v[k] for k in ("text", "score", "digits") if k in v} for v in verdicts],
-    }
+    verdicts = score(writer, [answer], judging, key=f"{args.seed}")
+    shown = [{k: v for k, v in row.items() if k in ("text", "score", "digits")} for row in verdicts]
+    return {"reward": mean(row["score"] for row in verdicts), "verdicts": shown}
 
 
-def judge_file(args: argparse.Namespace, model: GPT, chat: Chat, sampling: Sampling) -> dict:
-    groups, started = read_ranked(args.file), time.time()
-    rewards, verdicts = rank_answers(
-        model,
-        chat,
-        groups,
-        sampling,
-        k=args.k,
-        rubric=read_rubric(args.rubric, args.model),
-        key=f"{args.seed}",
-        how=args.judge,
-    )
+def judge_file(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
+    """How well the judge orders answers that people ranked (the paper, section 4.1)."""
+    started = time.time()
+    groups = read_ranked(args.file)
+    rewards, verdicts = rank_answers(writer, groups, judging, key=f"{args.seed}")
+    readable = sum(row["score"] is not None for row in verdicts)
     return {
         "groups": len(groups),
-        **judge_figures(rewards, [g["ranks"] for g in groups]),
-        "judge_parse_rate": sum(v["score"] is not None for v in verdicts) / len(verdicts),
+        **judge_figures(rewards, [group["ranks"] for group in groups]),
+        "judge_parse_rate": readable / len(verdicts),
         "seconds": round(time.time() - started, 2),
         "rewards": rewards,
     }
 
 
-def show(report: dict) -> None:
-    for vote, verdict in enumerate(report.get("verdicts", []), 1):
-        print(
-            f"--- verdict {vote}, score {'unreadable' if verdict['score'] is None else verdict['score']}\n"
-            f"{verdict['text'] or 'probabilities of 0 to 5: ' + ' '.join(map(str, verdict['digits']))}"
-        )
-    if "verdicts" in report:
-        print(
-            "--- mean of the readable scores:",
-            "none" if report["reward"] is None else f"{report['reward']:.2f}",
-        )
-    else:
-        known = lambda key: "none" if report[key] is None else f"{report[key]:.3f}"
-        print(
-            f"{report['groups']} groups | pairwise accuracy {known('judge_pairwise')} ({report['judge_interval'][0]:.3f} to "
-            f"{report['judge_interval'][1]:.3f}) | ties {known('judge_ties')} | readable verdicts {report['judge_parse_rate']:.1%}\n"
-            f"5-best {known('judge_best5')} | exact match {known('judge_exact')} | Spearman {known('judge_spearman')} | "
-            f"Kendall tau {known('judge_kendall')} | {report['seconds']:.1f} s"
-        )
+def print_verdicts(report: dict) -> None:
+    for vote, verdict in enumerate(report["verdicts"], 1):
+        number = "unreadable" if verdict["score"] is None else verdict["score"]
+        print(f"--- verdict {vote}, score {number}")
+        if verdict["text"]:
+            print(verdict["text"])
+        else:
+            print("probabilities of 0 to 5:", *verdict["digits"])
+    reward = "none" if report["reward"] is None else f"{report['reward']:.2f}"
+    print("--- mean of the readable scores:", reward)
+
+
+def print_figures(report: dict) -> None:
+    def show(key: str) -> str:
+        return "none" if report[key] is None else f"{report[key]:.3f}"
+
+    low, high = report["judge_interval"]
+    print(
+        f"{report['groups']} groups | pairwise accuracy {show('judge_pairwise')} "
+        f"({low:.3f} to {high:.3f}) | ties {show('judge_ties')} | "
+        f"readable verdicts {report['judge_parse_rate']:.1%}"
+    )
+    print(
+        f"5-best {show('judge_best5')} | exact match {show('judge_exact')} | "
+        f"Spearman {show('judge_spearman')} | Kendall tau {show('judge_kendall')} | "
+        f"{report['seconds']:.1f} s"
+    )
 
 
 def main() -> None:
-    parser = asking(
+    prepare_machine()
+    parser = common_arguments(
         "Let a model judge one answer, or a file of ranked answers.",
         model="a Hugging Face directory, for example runs/toy/M4",
         prompt="with --response: what was asked",
@@ -511,12 +350,17 @@ def main() -> None:
     args = parser.parse_args()
     if bool(args.file) == bool(args.prompt and args.response):
         raise UserError("give either --file, or --prompt and --response.")
-    model, chat = writer(args.model, pick_device(args.device))
-    report = (judge_file if args.file else judge_one)(
-        args, model, chat, Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    )
-    print(json.dumps(report)) if args.json else show(report)
+    writer = load_writer(args.model, pick_device(args.device))
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, n=args.k)
+    judging = Judging(read_rubric(args.rubric, args.model), sampling, args.judge)
+    report = judge_file(args, writer, judging) if args.file else judge_one(args, writer, judging)
+    if args.json:
+        print(json.dumps(report))
+    elif args.file:
+        print_figures(report)
+    else:
+        print_verdicts(report)
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,63 +1,71 @@
-"""sample.py: everything the model writes, prompts and answers, through one batched, KV-cached `generate`.
+"""sample.py: everything that a model writes: prompts, answers and verdicts.
 
-In: a model, token ids, and a key for the randomness.  Out: token ids, and records that carry them.
-- What all prompts of a call share (a rubric, a system message) is read once; so is each prompt, however many answers
-  it gets: its keys and values are copied into as many slots. Its last token is fed by the first decode step.
-- A slot is a row of the cache. A finished one goes to the next request, so short answers do not wait for long ones.
-- A token is drawn by inverse CDF with a number that depends on (key, prompt, answer, position) alone, so batch size
-  and refill do not change what is drawn.
+In: a Writer, token ids, and keys for the randomness.  Out: token ids, and records that carry them.
+`generate` is the engine. It keeps many texts going side by side, one in each slot of a KV cache:
+- A prompt is read once for its N answers: its keys and values are copied into N slots. What all
+  prompts of a call begin with (a rubric, a system message) is read once for all of them.
+- A slot whose text has ended goes to the next prompt, so short texts do not wait for long ones.
+- Each token is drawn (core/draw.py) with a number that depends on (key, answer, position) alone. So
+  the number of slots, their refill and a resume do not change what is drawn.
 Left out on purpose: beam search, penalties, paged memory, speculative decoding.
 
-Shapes: B slots, T tokens, V vocabulary, P prompts, N answers a prompt, M largest number of new tokens.
+Shapes: B slots, T tokens, D hidden, V vocabulary, P prompts,
+M largest number of new tokens.
 
     python sample.py --model runs/toy/M4 "Count up from three to six for Mia."
 """
 
 import copy
-import hashlib
 import sys
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from core.cli import common_arguments, run_command
+from core.device import pick_device, pick_dtype, prepare_machine
 from torch import Tensor
 from tqdm import tqdm
 
-from config import asking, command, pick_device, pick_dtype
-from data import Candidate, Chat, UserError, micro_batches, shared_prefix
-from model import GPT, KVCache, Linear, load
+from core.batches import micro_batches, shared_prefix
+from core.cache import KVCache
+from core.chat import Chat
+from core.draw import Sampling, pick, uniforms
+from core.errors import UserError
+from core.kernels import pack
+from core.records import Candidate, Work
+from model import GPT, load
 
-READ = 4096  # tokens read in one pass, at most; what they share counted in
-LOOKS = (
-    32,
-    1024,
-)  # candidates looked at before the whole vocabulary; the nucleus of nearly every row lies among the first
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to draw. temperature 0 is greedy; top_p 1 and top_k None keep the whole vocabulary."""
-
-    max_new_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    top_k: int | None = None
-    slots: int = 64
-    work: Counter = field(
-        default_factory=Counter, compare=False, repr=False
-    )  # what the calls cost; see cost
+READ_AT_ONCE = 4096  # prompt tokens of one pass, at most
+PARTS = 8  # slots are refilled, and given back, an eighth at a time
 
 
-def cost(work: Counter) -> str:
-    """What was computed, in words. Thrown away: pads that were read, and steps of slots that wrote nothing."""
-    told = f"read {work['read'] / max(1, work['prompts']):.0f} tokens a prompt"
-    if work["rows"]:
-        told += f", wrote {work['written']}, slots {work['written'] / work['rows']:.0%} full"
-    wasted = work["pads"] + work["rows"] - work["written"]
-    return f"{told}, {wasted / max(1, work['read'] + work['pads'] + work['rows']):.0%} thrown away"
+# ---- who writes, and how ----
+
+
+@dataclass
+class Writer:
+    """A model that only writes: weights laid out for speed, its prompt format, and a meter."""
+
+    model: GPT
+    chat: Chat
+    work: Work = field(default_factory=Work)
+
+    def new_meter(self) -> Work:
+        """A meter that starts at zero and counts from here on."""
+        self.work = Work()
+        return self.work
+
+
+def load_writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> Writer:
+    """The model of a folder. Without `dtype`: in what the device multiplies fastest."""
+    dtype = dtype or pick_dtype("auto", device)
+    return Writer(pack(load(folder, device=device, dtype=dtype)), Chat(folder))
+
+
+def writing_copy(model: GPT, chat: Chat, dtype: torch.dtype) -> Writer:
+    """The second form of M_t: a copy of its fp32 weights in `dtype`, to write with."""
+    return Writer(pack(copy.deepcopy(model).to(dtype).eval()), chat)
 
 
 class Completion(NamedTuple):
@@ -65,389 +73,317 @@ class Completion(NamedTuple):
     finished: bool  # ended by EOS or by the stop rule, not by the limit
 
 
-# ---- one token ----
-def uniforms(names: Sequence[str], count: int) -> Tensor:
-    """(len(names), count) numbers in [0, 1): a hash of each name seeds a splitmix64 sequence, number i is its i-th."""
-    seeds = [
-        int.from_bytes(hashlib.blake2b(n.encode(), digest_size=8).digest(), "little") for n in names
-    ]
-    with np.errstate(over="ignore"):
-        z = np.array(seeds, np.uint64)[:, None] + np.arange(
-            1, count + 1, dtype=np.uint64
-        ) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return torch.from_numpy(
-        ((z ^ (z >> np.uint64(31))) >> np.uint64(40)).astype(np.float32) / np.float32(1 << 24)
-    )
+# ---- reading prompts ----
 
 
-def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """The column where the running sum of a row of weights (B,C) passes u (B,) of its total: (B,)."""
-    cdf = weights.cumsum(-1)
-    below = cdf[:, -1:].nextafter(cdf.new_zeros(1))  # rounding must not reach past the last weight
-    return torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]).minimum(below), right=True)[:, 0]
-
-
-def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """Draws one token a row by inverse CDF: logits (B,V), u (B,) in [0,1) -> ids (B,).
-
-    top_k first, then top_p within it. Exact: a row whose likeliest tokens hold less than top_p is looked at again, wider.
-    """
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    probs, top_p, top_k = (
-        (logits.float() / sampling.temperature).softmax(-1),
-        sampling.top_p,
-        sampling.top_k,
-    )
-    if top_p >= 1 and not top_k:
-        return inverse_cdf(probs, u)
-    best, token = probs.max(-1)
-    rows = (best < top_p).nonzero()[:, 0]  # elsewhere the likeliest token alone is the nucleus
-    for size in (top_k,) if top_k else (*LOOKS, probs.shape[-1]):
-        if not len(rows):
-            break
-        top, ids = probs[rows].topk(min(size, probs.shape[-1]))  # (rows,C), falling
-        if top_k:
-            top = top / top.sum(-1, keepdim=True)
-        before = top.cumsum(-1) - top  # mass of what is likelier: the first token is always kept
-        drawn = inverse_cdf(torch.where(before < top_p, top, 0), u[rows])[:, None]
-        enough = (top.sum(-1) >= top_p) | (size >= (top_k or probs.shape[-1]))
-        token[rows[enough]] = ids.gather(-1, drawn)[:, 0][enough]
-        rows = rows[~enough]
-    return token
-
-
-# ---- many requests ----
-def read(
-    model: GPT, prompts: Sequence[Sequence[int]], shared: KVCache | None, work: Counter
+def read_prompts_into_cache(
+    writer: Writer, prompts: Sequence[Sequence[int]], shared: KVCache | None
 ) -> tuple[KVCache, Tensor | None]:
-    """Reads prompts behind the prefix they share: a cache with a row a prompt, and the hidden states (B,T,D), right-padded."""
-    cache = KVCache(
-        model.config,
-        len(prompts),
-        device=model.device,
-        dtype=model.norm.weight.dtype,
-        shared=shared,
-    )
-    rest = [list(p[cache.start :]) for p in prompts]
-    sizes, hidden = torch.tensor([len(r) for r in rest], device=model.device), None
-    if width := max(map(len, rest)):
-        hidden = model(
-            torch.tensor([r + [0] * (width - len(r)) for r in rest], device=model.device), cache
-        )
-    cache.lengths += sizes
-    work.update(read=sum(map(len, rest)), pads=width * len(rest) - sum(map(len, rest)))
+    """Reads prompts behind the beginning that they share.
+
+    Returns a cache with a row a prompt, and the hidden states (B,T,D), right-padded. They are None
+    where the shared beginning is all there is.
+    """
+    model = writer.model
+    cache = model.new_cache(len(prompts), shared)
+    rests = [list(prompt[cache.start :]) for prompt in prompts]
+    lengths = [len(rest) for rest in rests]
+    width = max(lengths)
+    hidden = None
+    if width > 0:
+        padded = [rest + [0] * (width - len(rest)) for rest in rests]
+        hidden = model(torch.tensor(padded, device=model.device), cache)
+    cache.lengths += torch.tensor(lengths, device=model.device)
+    writer.work.read += sum(lengths)
+    writer.work.pads += width * len(rests) - sum(lengths)
     return cache, hidden
 
 
-def read_shared(model: GPT, prompts: Sequence[Sequence[int]], work: Counter) -> KVCache | None:
-    """What all prompts begin with, read once: a cache of one row that theirs stand behind."""
-    work.update(prompts=len(prompts))
-    if 2 * len(prompts) * (size := shared_prefix(prompts)) < sum(map(len, prompts)):
-        return None  # a short one is not worth matrix products of its own at every step
-    cache, _ = read(model, [prompts[0][:size]], None, work)
-    cache.k, cache.v = (
-        x[:, :, :, :size].contiguous() for x in (cache.k, cache.v)
-    )  # no room for more
+def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> KVCache | None:
+    """What all prompts begin with, read once: a cache of one row. None where that is too short.
+
+    A beginning of less than half of the tokens is not worth matrix products of its own at each
+    step.
+    """
+    writer.work.prompts += len(prompts)
+    size = shared_prefix(prompts)
+    if 2 * len(prompts) * size < sum(len(prompt) for prompt in prompts):
+        return None
+    cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
+    cache.k = cache.k[:, :, :, :size].contiguous()  # it will not grow
+    cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
 
 
-class Slots:
-    """The rows being decoded: a cache, and for each row its request, its next input, its numbers and what it wrote."""
+# ---- many texts side by side ----
 
-    def __init__(self, model: GPT, rows: int, limit: int, shared: KVCache | None):
-        self.cache = KVCache(
-            model.config, rows, device=model.device, dtype=model.norm.weight.dtype, shared=shared
-        )
-        self.owner: list[tuple[int, int] | None] = [None] * rows  # (prompt, answer)
-        self.input = torch.zeros(rows, dtype=torch.long, device=model.device)
-        self.count, self.live = (
-            self.input.clone(),
-            self.input.bool(),
-        )  # tokens written; whether the row is in use
-        self.u = torch.zeros(rows, limit, device=model.device)
-        self.out = self.u.long()
+
+class Request(NamedTuple):
+    prompt: int  # which of the P prompts
+    sample: int  # which of its N texts
+
+
+class Slots:
+    """The texts that are being written. Each slot is a row of the cache and serves one request."""
+
+    def __init__(self, writer: Writer, count: int, sampling: Sampling, shared: KVCache | None):
+        device = writer.model.device
+        self.writer = writer
+        self.sampling = sampling
+        self.cache = writer.model.new_cache(count, shared)
+        self.requests: list[Request | None] = [None] * count  # None: the slot is free
+        self.live = torch.zeros(count, dtype=torch.bool, device=device)  # (B,) the slot is in use
+        self.inputs = torch.zeros(count, dtype=torch.long, device=device)  # (B,) the next input
+        self.sizes = torch.zeros(count, dtype=torch.long, device=device)  # (B,) tokens written
+        self.numbers = torch.zeros(count, sampling.max_new_tokens, device=device)  # (B,M)
+        self.texts = self.numbers.long()  # (B,M) what was written
+        self.ends = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
+        self.ends[writer.chat.eos_ids] = True  # (V,)
 
     def admit(
-        self,
-        requests: list[tuple[int, int]],
-        inputs: list[int],
-        u: Tensor,
-        read: KVCache,
-        sources: list[int],
+        self, group: Sequence[int], prompts: Sequence[Sequence[int]], keys: Sequence[str]
     ) -> None:
-        """Gives free rows to `requests`, whose prompts are the rows `sources` of the cache `read`."""
-        rows = [row for row, owner in enumerate(self.owner) if owner is None][: len(requests)]
-        at = torch.tensor(rows, device=self.input.device)
-        self.cache.put(at, read, torch.tensor(sources, device=at.device))
-        self.input[at] = torch.tensor(inputs, device=at.device)
-        self.count[at], self.live[at], self.u[at] = 0, True, u.to(at.device)
-        for row, request in zip(rows, requests):
-            self.owner[row] = request
+        """Reads a group of prompts, and gives n free slots to each."""
+        n = self.sampling.n
+        requests = [Request(p, sample) for p in group for sample in range(n)]
+        names = [f"{keys[p]} {sample}" for p, sample in requests]
+        # 1) read the prompts without their last tokens, which the first decode step reads
+        beginnings = [prompts[p][:-1] for p in group]
+        cache, _ = read_prompts_into_cache(self.writer, beginnings, self.cache.shared)
+        # 2) copy each prompt into n free slots
+        free = [slot for slot, request in enumerate(self.requests) if request is None]
+        free = free[: len(requests)]
+        slots = torch.tensor(free, device=self.inputs.device)
+        sources = torch.arange(len(group), device=slots.device).repeat_interleave(n)
+        self.cache.copy_rows(slots, cache, sources)
+        # 3) set the slots up
+        last_tokens = [prompts[p][-1] for p, _ in requests]
+        self.inputs[slots] = torch.tensor(last_tokens, device=slots.device)
+        self.numbers[slots] = uniforms(names, self.numbers.shape[1]).to(slots.device)
+        self.sizes[slots] = 0
+        self.live[slots] = True
+        for slot, request in zip(free, requests, strict=True):
+            self.requests[slot] = request
 
-    def step(self, model: GPT, sampling: Sampling) -> Tensor:
-        """One token for every row: (B,). Rows that are not live are computed and ignored."""
-        hidden = model(self.input[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
-        at = self.count.clamp(max=self.u.shape[1] - 1)[:, None]
-        tokens = pick(model.logits(hidden), self.u.gather(1, at)[:, 0], sampling)
-        self.out.scatter_(1, at, tokens[:, None])
+    def step(self) -> Tensor:
+        """Writes one token in every slot: (B,). What free slots write is ignored."""
+        self.writer.work.steps += len(self.requests)
+        self.writer.work.written += int(self.live.sum())
+        model = self.writer.model
+        hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
+        places = self.sizes.clamp(max=self.numbers.shape[1] - 1)[:, None]  # (B,1)
+        u = self.numbers.gather(1, places)[:, 0]
+        tokens = pick(model.logits(hidden), u, self.sampling)
+        self.texts.scatter_(1, places, tokens[:, None])
         self.cache.lengths += self.live
-        self.count += self.live
-        self.input = tokens
+        self.sizes += self.live
+        self.inputs = tokens
         return tokens
 
-    def release(self, done: Tensor) -> list[tuple[tuple[int, int], list[int], int]]:
-        """Frees the rows of `done` (B,) bool: (request, its tokens, its row) of each."""
-        rows = done.nonzero()[:, 0].tolist()
-        found = [
-            (self.owner[row], self.out[row, : int(self.count[row])].tolist(), row) for row in rows
-        ]
-        for row in rows:
-            self.owner[row] = None
+    def text(self, slot: int) -> list[int]:
+        return self.texts[slot, : int(self.sizes[slot])].tolist()
+
+    def ended(self, tokens: Tensor) -> Tensor:
+        """(B,) bool: slots whose token (B,) is an EOS, or whose text the stop rule accepts.
+
+        The stop rule is asked only after a token that holds a line break.
+        """
+        ended = self.ends[tokens]
+        if self.sampling.stop is None:
+            return ended
+        breaks = self.writer.chat.newline.to(tokens.device)  # padded embeddings have ids beyond it
+        line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
+        for slot in line_ends.nonzero()[:, 0].tolist():
+            ended[slot] |= self.sampling.stop(self.writer.chat.decode(self.text(slot)))
+        return ended
+
+    def release(self, ended: Tensor) -> list[tuple[Request, Completion]]:
+        """Frees the slots that ended or reached the limit, and returns what they wrote."""
+        done = self.live & (ended | (self.sizes == self.numbers.shape[1]))
+        results = []
+        for slot in done.nonzero()[:, 0].tolist():
+            completion = Completion(self.text(slot), bool(ended[slot]))
+            results.append((self.requests[slot], completion))
+            self.requests[slot] = None
         self.live &= ~done
-        self.cache.lengths[done] = 0  # attention reads as far as the longest row that is in use
-        return found
+        self.cache.lengths[done] = 0  # attention reads as far as the longest row
+        return results
 
-    def shrink(self) -> None:
-        """Drops the rows that are free; for the end of a call, when no request is waiting."""
-        rows = self.live.nonzero()[:, 0]
-        self.cache.keep(rows)
-        self.owner = [self.owner[r] for r in rows.tolist()]
-        self.input, self.count, self.live, self.u, self.out = (
-            x[rows] for x in (self.input, self.count, self.live, self.u, self.out)
-        )
-
-
-def stopped(slots: Slots, tokens: Tensor, chat: Chat, stop: Callable[[str], bool]) -> Tensor:
-    """(B,) bool: rows whose text the stop rule accepts. It is asked only after a token that holds a line break."""
-    found, breaks = torch.zeros_like(slots.live), chat.newline.to(tokens.device)
-    for row in (slots.live & breaks[tokens.clamp(max=len(breaks) - 1)]).nonzero()[:, 0].tolist():
-        found[row] = stop(chat.decode(slots.out[row, : int(slots.count[row])].tolist()))
-    return found
-
-
-def refill(
-    model: GPT,
-    slots: Slots,
-    group: Sequence[int],
-    prompts: Sequence[Sequence[int]],
-    name: Callable[[int, int], str],
-    n: int,
-    work: Counter,
-) -> None:
-    """Reads a group of prompts, and puts n requests for each into free slots."""
-    requests = [(p, s) for p in group for s in range(n)]
-    numbers = uniforms([name(p, s) for p, s in requests], slots.u.shape[1])
-    cache, _ = read(
-        model, [prompts[p][:-1] for p in group], slots.cache.shared, work
-    )  # the last token: by the first step
-    slots.admit(
-        requests,
-        [prompts[p][-1] for p, _ in requests],
-        numbers,
-        cache,
-        [i for i in range(len(group)) for _ in range(n)],
-    )
+    def drop_free_slots(self) -> None:
+        """For the end of a call, when no prompt waits."""
+        live = self.live.nonzero()[:, 0]
+        self.cache.keep_rows(live)
+        self.requests = [self.requests[slot] for slot in live.tolist()]
+        self.live = self.live[live]
+        self.inputs = self.inputs[live]
+        self.sizes = self.sizes[live]
+        self.numbers = self.numbers[live]
+        self.texts = self.texts[live]
 
 
 @torch.inference_mode()
 def generate(
-    model: GPT,
-    chat: Chat,
+    writer: Writer,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
+    keys: Sequence[str],
     *,
-    key: str,
-    n: int = 1,
-    names: Sequence[str] | None = None,
-    stop: Callable[[str], bool] | None = None,
-    on_token: Callable[[int], None] | None = None,
     label: str | None = None,
+    on_token: Callable[[int], None] | None = None,
 ) -> list[list[Completion]]:
-    """N completions for each of P prompts (token ids): a list of P lists of N.
+    """n texts for each of P prompts (token ids): a list of P lists of n.
 
-    `key` names the randomness, together with the prompt's name (its index, unless `names` says otherwise) and the
-    sample number. `stop` is asked with the text so far whenever a line ends; True finishes the answer. `on_token` sees
-    each token of slot 0 as it is drawn. `label` shows a progress bar. Raises UserError where a prompt leaves no room.
+    `keys[p]` names the randomness of prompt p; the number of the sample is added to it. `label`
+    shows a progress bar. `on_token` sees each token of slot 0 as it is drawn. Raises UserError
+    where a prompt leaves no room for new tokens.
     """
     if not prompts:
         return []
-    longest, limit = max(map(len, prompts)), sampling.max_new_tokens
-    if longest + limit > model.config.max_position_embeddings:
-        raise UserError(
-            f"a prompt of {longest} tokens and {limit} new ones do not fit the model's context of "
-            f"{model.config.max_position_embeddings}; shorten the prompt or lower the limit."
-        )
-    work, lengths, rows = (
-        sampling.work,
-        list(map(len, prompts)),
-        min(max(sampling.slots, n), n * len(prompts)),
-    )
-    waiting = micro_batches(
-        range(len(prompts)), lengths, READ, most=max(1, rows // (8 * n))
-    )  # the longest are read first
-    slots = Slots(model, rows, limit, read_shared(model, prompts, work))
-    ends = torch.zeros(model.config.vocab_size, dtype=torch.bool, device=model.device)
-    ends[chat.eos_ids] = True
-    found: list[list[Completion | None]] = [[None] * n for _ in prompts]
-    called = lambda p, s: f"{key} {names[p] if names else p} {s}"
-    bar = tqdm(
-        total=n * len(prompts),
-        desc=label,
-        unit="text",
-        leave=False,
-        disable=None if label else True,
-    )
+    check_room(writer.model, prompts, sampling)
+    n = sampling.n
+    count = min(max(sampling.slots, n), n * len(prompts))
+    # Prompts wait in groups that are read in one pass; the last group, the longest, comes first.
+    lengths = [len(prompt) for prompt in prompts]
+    most = max(1, count // (PARTS * n))
+    waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, most)
+    slots = Slots(writer, count, sampling, read_shared_beginning(writer, prompts))
+    completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
+    bar = tqdm(total=n * len(prompts), desc=label, unit="text", leave=False, disable=hidden(label))
     while waiting or slots.live.any():
-        while waiting and n * len(waiting[-1]) <= slots.owner.count(None):
-            refill(model, slots, waiting.pop(), prompts, called, n, work)
-        work.update(rows=len(slots.owner), written=int(slots.live.sum()))
-        tokens = slots.step(model, sampling)
-        if on_token:
+        while waiting and n * len(waiting[-1]) <= slots.requests.count(None):
+            slots.admit(waiting.pop(), prompts, keys)
+        tokens = slots.step()
+        if on_token is not None:
             on_token(int(tokens[0]))
-        ended = ends[tokens] | stopped(slots, tokens, chat, stop) if stop else ends[tokens]
-        for (p, s), text, row in slots.release(slots.live & (ended | (slots.count == limit))):
-            found[p][s] = Completion(text, bool(ended[row]))
+        for request, completion in slots.release(slots.ended(tokens)):
+            completions[request.prompt][request.sample] = completion
             bar.update()
-        if not waiting and 8 * int(slots.live.sum()) <= 7 * len(slots.owner):
-            slots.shrink()
+        free = slots.requests.count(None)
+        if not waiting and PARTS * free >= len(slots.requests):
+            slots.drop_free_slots()
     bar.close()
-    return found
+    return completions
 
 
-@torch.no_grad()
-def pack(model: GPT) -> GPT:
-    """Lays out the weights of a model that only writes for oneDNN, once; F.linear does so at every call, half of a step.
+def check_room(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
+    longest = max(len(prompt) for prompt in prompts)
+    context = model.config.max_position_embeddings
+    if longest + sampling.max_new_tokens > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the "
+            f"model's context of {context}; shorten the prompt or lower the limit."
+        )
 
-    By private operators of torch, so each is tried against the plain product; what is missing or differs stays plain.
+
+def hidden(label: str | None) -> bool | None:
+    """Whether tqdm hides a bar:
+
+    one without a label; None hides it where nobody looks at a terminal.
     """
-    if model.device.type == "cpu" and torch.backends.mkldnn.is_available():
-        if model.lm_head is None:
-            model.lm_head = Linear(
-                model.config.hidden_size, model.config.vocab_size, bias=False, device="meta"
-            )
-            model.lm_head.weight = model.embed_tokens.weight
-        for linear in (m for m in model.modules() if isinstance(m, Linear)):
-            probe = linear.weight[:2]  # (2,in)
-            plain = linear(probe)
-            try:
-                linear.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight, 64)
-                same = torch.allclose(
-                    linear(probe).float(),
-                    plain.float(),
-                    rtol=2e-2,
-                    atol=1e-2 * float(plain.abs().max()),
-                )
-            except (AttributeError, RuntimeError):
-                same = False
-            if same:
-                linear.weight = None
-            else:
-                linear.packed = None
-    return model
+    return None if label else True
 
 
-def writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> tuple[GPT, Chat]:
-    """A model that stays as it is, ready to write, and its prompt format; without `dtype`, in what the device multiplies fastest."""
-    return pack(load(folder, device=device, dtype=dtype or pick_dtype("auto", device))), Chat(
-        folder
-    )
-
-
-def sampling_copy(model: GPT, dtype: torch.dtype) -> GPT:
-    """The weights to write with: a copy of the model in `dtype`, laid out for this processor."""
-    return pack(copy.deepcopy(model).to(dtype).eval())
+# ---- probabilities without sampling ----
 
 
 @torch.inference_mode()
 def next_probs(
-    model: GPT,
+    writer: Writer,
     prompts: Sequence[Sequence[int]],
     wanted: Sequence[int],
     *,
     slots: int,
-    work: Counter | None = None,
     label: str | None = None,
 ) -> Tensor:
-    """p(the next token is w) for each of the `wanted` ids after each prompt, in one forward pass a prompt: (P,W), fp32."""
+    """p(the next token is w) for each id w of `wanted` after each prompt: (P,W) in fp32."""
+    probs = torch.zeros(len(prompts), len(wanted))
     if not prompts:
-        return torch.zeros(0, len(wanted))
-    work, probs = Counter() if work is None else work, torch.zeros(len(prompts), len(wanted))
-    shared = read_shared(model, prompts, work)
-    batches = micro_batches(range(len(prompts)), list(map(len, prompts)), READ, most=slots)
-    for rows in tqdm(batches, desc=label, leave=False, disable=None if label else True):
-        cache, hidden = read(model, [prompts[p] for p in rows], shared, work)
-        last = hidden[torch.arange(len(rows)), cache.lengths - 1]  # (B,T,D) -> (B,D)
-        probs[rows] = model.logits(last).float().softmax(-1)[:, list(wanted)].cpu()
+        return probs
+    shared = read_shared_beginning(writer, prompts)
+    lengths = [len(prompt) for prompt in prompts]
+    batches = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, slots)
+    for batch in tqdm(batches, desc=label, leave=False, disable=hidden(label)):
+        cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
+        last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
+        every = writer.model.logits(last).float().softmax(-1)  # (B,V)
+        probs[batch] = every[:, list(wanted)].cpu()
     return probs
 
 
 # ---- answers ----
+
+
 def respond(
-    model: GPT,
-    chat: Chat,
+    writer: Writer,
     prompts: Sequence[str],
     sampling: Sampling,
     *,
     key: str,
-    n: int,
     label: str | None = "answers",
 ) -> list[Candidate]:
-    """{x_i} -> {y_i^1 .. y_i^N}: N answers to each prompt, prompt by prompt."""
-    groups = generate(
-        model, chat, [chat.prompt(p) for p in prompts], sampling, key=key, n=n, label=label
-    )
-    return [
-        Candidate(i, s, prompts[i], chat.decode(c.tokens).strip(), c.tokens, c.finished)
-        for i, group in enumerate(groups)
-        for s, c in enumerate(group)
-    ]
+    """{x_i} -> {y_i^1 .. y_i^N}: n answers to each prompt, prompt by prompt."""
+    ids = [writer.chat.prompt(prompt) for prompt in prompts]
+    keys = [f"{key} {i}" for i in range(len(prompts))]
+    groups = generate(writer, ids, sampling, keys, label=label)
+    candidates = []
+    for i, group in enumerate(groups):
+        for sample, (tokens, finished) in enumerate(group):
+            text = writer.chat.decode(tokens).strip()
+            candidates.append(Candidate(i, sample, prompts[i], text, tokens, finished))
+    return candidates
 
 
 # ---- command line: ask any M_t ----
-def say(model: GPT, chat: Chat, messages: list[dict], sampling: Sampling, key: str) -> str:
-    """Streams one answer to the terminal and returns it."""
-    tokens, shown = [], ""
 
-    def show(token: int) -> None:
+
+def say(writer: Writer, messages: list[dict], sampling: Sampling, key: str) -> str:
+    """Streams one answer to the terminal and returns it."""
+    tokens: list[int] = []
+    shown = ""
+
+    def show_token(token: int) -> None:
         nonlocal shown
         tokens.append(token)
-        text = chat.decode(tokens).rstrip("\ufffd")  # half of a character: wait for the rest
+        text = writer.chat.decode(tokens).rstrip("\ufffd")  # half of a character: wait for the rest
         print(text[len(shown) :], end="", flush=True)
         shown = text
 
-    generate(model, chat, [chat.render(messages)], sampling, key=key, on_token=show)
+    generate(writer, [writer.chat.render(messages)], sampling, [f"{key} 0"], on_token=show_token)
     print()
     return shown.strip()
 
 
-def main() -> None:
-    parser = asking(
-        "Ask a model, or chat with it.", model="a Hugging Face directory, for example runs/toy/M4"
-    )
-    parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
-    args = parser.parse_args()
-    (model, chat), messages = writer(args.model, pick_device(args.device)), []
-    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    if args.question:
-        say(model, chat, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
-        return
-    print("Chat with", args.model, "- an empty line starts anew, Ctrl-D ends.")
+def talk(writer: Writer, sampling: Sampling, seed: int) -> None:
+    """An interactive chat on standard input."""
+    messages: list[dict] = []
     print("> ", end="", flush=True)
     for line in sys.stdin:
-        messages = messages + [{"role": "user", "content": line.strip()}] if line.strip() else []
-        if messages:
-            messages.append(
-                {
-                    "role": "assistant",
-                    "content": say(model, chat, messages, sampling, f"{args.seed} {len(messages)}"),
-                }
-            )
+        question = line.strip()
+        if question:
+            messages.append({"role": "user", "content": question})
+            answer = say(writer, messages, sampling, f"{seed} {len(messages)}")
+            messages.append({"role": "assistant", "content": answer})
+        else:
+            messages.clear()
         print("> ", end="", flush=True)
     print()
 
 
+def main() -> None:
+    prepare_machine()
+    parser = common_arguments(
+        "Ask a model, or chat with it.", model="a Hugging Face directory, for example runs/toy/M4"
+    )
+    parser.add_argument("question", nargs="?", help="one question; without it, an interactive chat")
+    args = parser.parse_args()
+    writer = load_writer(args.model, pick_device(args.device))
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
+    if args.question:
+        say(writer, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
+        return
+    print("Chat with", args.model, "- an empty line starts anew, Ctrl-D ends.")
+    talk(writer, sampling, args.seed)
+
+
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

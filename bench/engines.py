@@ -1,11 +1,12 @@
-"""bench/engines.py: one engine does one job, in a process of its own, and writes what it took to a file.
+"""bench/engines.py: one engine does one job in a process of its own.
 
     PYTHON bench/engines.py ENGINE JOB.json RESULT.json          (compare.py calls this)
 
-A job holds the model directory and either "texts" (name -> {"prompts": token ids, "n", "limit"}) or "pairs" (texts). Every
-engine gets the same token ids, the same temperature and nucleus, bf16, and as many threads as the machine has cores;
-nothing but the calls themselves is timed, after one small call to warm up. Each function is how a user of that engine
-would ask for speed; imports are inside, because no two engines share an environment.
+What the job took is written to a file. A job holds the model directory and either "texts" (name ->
+{"prompts": token ids, "n", "limit"}) or "pairs" (texts). Every engine gets the same token ids, the
+same temperature and nucleus, bf16, and as many threads as the machine has cores; nothing but the
+calls themselves is timed, after one small call to warm up. Each function is how a user of that
+engine would ask for speed; imports are inside, because no two engines share an environment.
 """
 
 import json
@@ -13,15 +14,19 @@ import os
 import resource
 import sys
 import time
-from itertools import islice
+from functools import partial
 from pathlib import Path
 
-TEMPERATURE, TOP_P = 0.7, 0.9
+TEMPERATURE = 0.7
+TOP_P = 0.9
 WARM = {"prompts": [[5, 6, 7, 8, 9, 10, 11, 12]] * 2, "n": 2, "limit": 8}
 
 
 def timed(job: dict, generate) -> dict:
-    """Runs `generate(prompts, n, limit)` -> number of tokens written, on each of the job's workloads."""
+    """Runs `generate(prompts, n, limit)` on each of the job's workloads.
+
+    It returns the number of tokens that it wrote.
+    """
     generate(**WARM)
     found = {}
     for name, work in job["texts"].items():
@@ -32,7 +37,17 @@ def timed(job: dict, generate) -> dict:
 
 
 def up_to_end(tokens: list[int], ends: set[int]) -> int:
-    return next((i for i, token in enumerate(tokens, 1) if token in ends), len(tokens))
+    """How many tokens were written for the reader: the first end is one of them."""
+    for i, token in enumerate(tokens, 1):
+        if token in ends:
+            return i
+    return len(tokens)
+
+
+def batches(prompts: list[list[int]], size: int) -> list[list[list[int]]]:
+    """The prompts by length, `size` at a time."""
+    ordered = sorted(prompts, key=len)
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 # ---- this project ----
@@ -50,36 +65,59 @@ def load_ours(job: dict):
 
 
 def ours(job: dict) -> dict:
-    import torch
-
     model, chat = load_ours(job)
     if "pairs" in job:
-        from dpo import Recipe, dpo
+        return ours_dpo(model, chat, job["pairs"])
+    import torch
 
-        rows = [
-            (chat.example(p["prompt"], p["chosen"]), chat.example(p["prompt"], p["rejected"]))
-            for p in job["pairs"]
-        ]
-        recipe = Recipe(batch_size=8, lr=1e-6, tokens=1024, dtype=torch.bfloat16)
-        dpo(model, rows[:1], Recipe(lr=1e-9, lr_end=1e-10, dtype=torch.bfloat16), beta=0.1)
-        started = time.perf_counter()
-        dpo(model, rows, recipe, beta=0.1)
-        return {"dpo": {"pairs": len(rows), "seconds": time.perf_counter() - started}}
     from sample import Sampling, generate, sampling_copy
 
     model = sampling_copy(model, torch.bfloat16)
 
     def run(prompts, n, limit):
-        groups = generate(
-            model, chat, prompts, Sampling(limit, TEMPERATURE, TOP_P, slots=256), key="bench", n=n
-        )
+        sampling = Sampling(limit, TEMPERATURE, TOP_P, slots=256)
+        groups = generate(model, chat, prompts, sampling, key="bench", n=n)
         return sum(len(c.tokens) for group in groups for c in group)
 
     return timed(job, run)
 
 
-def seconds(call, wait=lambda: None, times: int = 8) -> float:
-    """The shortest of `times` calls, after one to warm up; `wait` is for a device that works on by itself."""
+def ours_dpo(model, chat, pairs: list[dict]) -> dict:
+    import torch
+
+    from dpo import Recipe, dpo
+
+    examples = []
+    for pair in pairs:
+        chosen = chat.example(pair["prompt"], pair["chosen"])
+        rejected = chat.example(pair["prompt"], pair["rejected"])
+        examples.append((chosen, rejected))
+    warm_up = Recipe(lr=1e-9, lr_end=1e-10, dtype=torch.bfloat16)
+    recipe = Recipe(batch_size=8, lr=1e-6, tokens=1024, dtype=torch.bfloat16)
+    dpo(model, examples[:1], warm_up, beta=0.1)
+    started = time.perf_counter()
+    dpo(model, examples, recipe, beta=0.1)
+    return {"dpo": {"pairs": len(examples), "seconds": time.perf_counter() - started}}
+
+
+def no_wait() -> None:
+    """For a CPU: the work is done when the call returns."""
+
+
+def wait_for(device):
+    """What waits until the device has done its work."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.synchronize
+    return no_wait
+
+
+def seconds(call, wait=no_wait, times: int = 8) -> float:
+    """The shortest of `times` calls, after one to warm up.
+
+    `wait` is for a device that works on by itself.
+    """
     found = []
     for _ in range(times + 1):
         wait()
@@ -91,44 +129,44 @@ def seconds(call, wait=lambda: None, times: int = 8) -> float:
 
 
 def probe(device) -> dict:
-    """What the machine can do: bf16 products of square matrices, the best size, in FLOP/s, and a copy of 256 MB, in bytes/s."""
+    """What the machine can do.
+
+    bf16 products of square matrices, the best size, in FLOP/s, and a copy of 256 MB, in bytes/s.
+    """
     import torch
 
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    peak, took = 0.0, 0.0
+    wait = wait_for(device)
+    peak = 0.0
+    took = 0.0
     for size in (512, 1024, 2048, 4096, 8192):
         if took > 0.4:  # where bf16 is emulated the first is slow enough
             break
         a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
-        took = seconds(lambda: a @ b, wait)
+        took = seconds(partial(torch.matmul, a, b), wait)
         peak = max(peak, 2 * size**3 / took)
-    big = torch.empty(1 << 28, dtype=torch.uint8, device=device)
-    other = torch.empty_like(big)
-    return {
-        "bf16_peak": peak,
-        "bandwidth": 2 * big.numel() / seconds(lambda: other.copy_(big), wait),
-    }
+    source = torch.empty(1 << 28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    took = seconds(lambda: target.copy_(source), wait)
+    return {"bf16_peak": peak, "bandwidth": 2 * source.numel() / took}
 
 
-def decode(model, texts: list[list[int]], steps: int, wait=lambda: None) -> float:
-    """Seconds of a decode step that draws a token for each of the texts, the mean of `steps`; the context grows meanwhile."""
+def decode(model, texts: list[list[int]], steps: int, wait=no_wait) -> float:
+    """Seconds of a decode step that draws a token for each of the texts, the mean of `steps`.
+
+    The context grows meanwhile.
+    """
     from collections import Counter
 
     from sample import Sampling, Slots, read, uniforms
 
+    count = len(texts)
     cache, _ = read(model, texts, None, Counter())
-    slots, sampling = (
-        Slots(model, len(texts), steps + 1, None),
-        Sampling(steps + 1, TEMPERATURE, TOP_P),
-    )
-    numbers = uniforms([str(i) for i in range(len(texts))], steps + 1)
-    slots.admit(
-        [(i, 0) for i in range(len(texts))],
-        [t[-1] for t in texts],
-        numbers,
-        cache,
-        list(range(len(texts))),
-    )
+    slots = Slots(model, count, steps + 1, None)
+    sampling = Sampling(steps + 1, TEMPERATURE, TOP_P)
+    numbers = uniforms([str(i) for i in range(count)], steps + 1)
+    owners = [(i, 0) for i in range(count)]
+    last_tokens = [text[-1] for text in texts]
+    slots.admit(owners, last_tokens, numbers, cache, list(range(count)))
     slots.step(model, sampling)
     wait()
     started = time.perf_counter()
@@ -140,11 +178,15 @@ def decode(model, texts: list[list[int]], steps: int, wait=lambda: None) -> floa
 
 def sizes(model) -> tuple[int, int]:
     """Weights that every token is multiplied with: in the blocks, and in the head."""
-    return sum(p.numel() for p in model.layers.parameters() if p.ndim == 2), model.head.numel()
+    body = sum(p.numel() for p in model.layers.parameters() if p.ndim == 2)
+    return body, model.head.numel()
 
 
 def limits(job: dict) -> dict:
-    """The machine's own limits, and how much of them this project reaches: reading, and a decode step of 64 rows."""
+    """The machine's own limits, and how much of them this project reaches.
+
+    Reading, and a decode step of 64 rows.
+    """
     import torch
 
     model, _ = load_ours(job)
@@ -152,28 +194,25 @@ def limits(job: dict) -> dict:
 
     from sample import read, sampling_copy
 
-    (body, head), c = sizes(model), model.config
-    model, text, found = (
-        sampling_copy(model, torch.bfloat16),
-        job["text"],
-        probe(torch.device("cpu")),
-    )
+    body, head = sizes(model)
+    c = model.config
+    model = sampling_copy(model, torch.bfloat16)
+    text = job["text"]
+    found = probe(torch.device("cpu"))
+    peak = found["bf16_peak"]
     with torch.inference_mode():
+        # Reading: 16 texts of 256 tokens. 128 is the mean of what their tokens see.
         prompts = [text[i * 256 : (i + 1) * 256] for i in range(16)]
-        attention = (
-            4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * 128
-        )  # 128: the mean of what they see
+        attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * 128
         took = seconds(lambda: read(model, prompts, None, Counter()), times=4)
-        found |= {
-            "read_tokens_per_s": 4096 / took,
-            "read_share": 4096 * (2 * body + attention) / took / found["bf16_peak"],
-        }
+        found["read_tokens_per_s"] = 4096 / took
+        found["read_share"] = 4096 * (2 * body + attention) / took / peak
+        # Decoding: 64 texts, of `context` tokens half-way through the 32 steps.
         for context in (135, 500):
-            took = decode(model, [text[7 * i : 7 * i + context - 16] for i in range(64)], 32)
-            found |= {
-                f"decode_{context}_tokens_per_s": 64 / took,
-                f"decode_{context}_share": 128 * (body + head) / took / found["bf16_peak"],
-            }
+            starts = [text[7 * i : 7 * i + context - 16] for i in range(64)]
+            took = decode(model, starts, 32)
+            found[f"decode_{context}_tokens_per_s"] = 64 / took
+            found[f"decode_{context}_share"] = 128 * (body + head) / took / peak
     return found
 
 
@@ -188,8 +227,8 @@ def transformers(job: dict) -> dict:
 
     @torch.inference_mode()
     def run(prompts, n, limit):
-        total, todo = 0, iter(sorted(prompts, key=len))
-        while batch := list(islice(todo, max(1, 96 // n))):
+        total = 0
+        for batch in batches(prompts, max(1, 96 // n)):
             width = max(map(len, batch))
             ids = torch.tensor([[0] * (width - len(p)) + p for p in batch])
             mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in batch])
@@ -234,79 +273,102 @@ def vllm(job: dict) -> dict:
     return timed(job, run)
 
 
-def llamacpp(job: dict) -> dict:
-    """Batched decoding as in llama.cpp's own `batched` example: a prompt is decoded once and its memory copied to n sequences."""
-    import llama_cpp as llama
+class LlamaWave:
+    """llama.cpp's context, batch and sampler for sequences that are decoded side by side."""
 
-    silent = llama.llama_log_callback(lambda *_: None)  # C keeps no reference of its own
-    llama.llama_log_set(silent, None)
-    weights = llama.llama_model_load_from_file(
-        job["gguf"].encode(), llama.llama_model_default_params()
-    )
-    ends, most = set(job["ends"]), 96
-
-    def run(prompts, n, limit):
-        total, todo = 0, iter(sorted(prompts, key=len))
-        while batch := list(islice(todo, most // n)):
-            total += wave(batch, n, limit)
-        return total
-
-    def wave(prompts, n, limit):
-        rows, how = len(prompts) * n, llama.llama_context_default_params()
-        how.n_ctx, how.n_batch, how.n_ubatch, how.n_seq_max = (
-            rows * (len(prompts[-1]) + limit + 1),
-            2048,
-            512,
-            rows,
-        )
+    def __init__(self, llama, weights, sequences: int, length: int):
+        how = llama.llama_context_default_params()
+        how.n_ctx = sequences * length
+        how.n_batch = 2048
+        how.n_ubatch = 512
+        how.n_seq_max = sequences
         how.n_threads = how.n_threads_batch = os.cpu_count()
-        context = llama.llama_init_from_model(weights, how)
-        memory, batch = llama.llama_get_memory(context), llama.llama_batch_init(2048, 0, 1)
-        draw = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
-        for sampler in (
+        self.llama = llama
+        self.context = llama.llama_init_from_model(weights, how)
+        self.memory = llama.llama_get_memory(self.context)
+        self.batch = llama.llama_batch_init(2048, 0, 1)
+        self.sampler = llama.llama_sampler_chain_init(llama.llama_sampler_chain_default_params())
+        for part in (
             llama.llama_sampler_init_temp(TEMPERATURE),
             llama.llama_sampler_init_top_p(TOP_P, 1),
             llama.llama_sampler_init_dist(1),
         ):
-            llama.llama_sampler_chain_add(draw, sampler)
+            llama.llama_sampler_chain_add(self.sampler, part)
 
-        def feed(entries):
-            """Decodes (token, position, sequence, whether its logits are wanted)."""
-            batch.n_tokens = len(entries)
-            for i, (token, position, sequence, wanted) in enumerate(entries):
-                (
-                    batch.token[i],
-                    batch.pos[i],
-                    batch.n_seq_id[i],
-                    batch.seq_id[i][0],
-                    batch.logits[i],
-                ) = token, position, 1, sequence, wanted
-            if llama.llama_decode(context, batch):
-                raise RuntimeError("llama_decode failed")
+    def feed(self, entries: list[tuple[int, int, int, bool]]) -> None:
+        """Decodes (token, position, sequence, whether its logits are wanted)."""
+        batch = self.batch
+        batch.n_tokens = len(entries)
+        for i, (token, position, sequence, wanted) in enumerate(entries):
+            batch.token[i] = token
+            batch.pos[i] = position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = sequence
+            batch.logits[i] = wanted
+        if self.llama.llama_decode(self.context, batch):
+            raise RuntimeError("llama_decode failed")
 
-        last, length, live, written = [0] * rows, [0] * rows, set(range(rows)), 0
-        for p, prompt in enumerate(prompts):
-            feed([(token, i, p * n, i == len(prompt) - 1) for i, token in enumerate(prompt)])
-            for row in range(p * n, p * n + n):
-                last[row], length[row] = llama.llama_sampler_sample(draw, context, -1), len(prompt)
-                if row > p * n:
-                    llama.llama_memory_seq_cp(memory, p * n, row, -1, -1)
-        for _ in range(limit):
-            written += len(live)
-            live = {row for row in live if last[row] not in ends}
-            if not live or _ == limit - 1:
-                break
-            order = sorted(live)
-            feed([(last[row], length[row], row, True) for row in order])
-            for i, row in enumerate(order):
-                last[row], length[row] = (
-                    llama.llama_sampler_sample(draw, context, i),
-                    length[row] + 1,
-                )
-        llama.llama_batch_free(batch)
-        llama.llama_sampler_free(draw)
-        llama.llama_free(context)
-        return written
+    def draw(self, entry: int) -> int:
+        """A token from the logits of an entry of the last batch; -1 is its last entry."""
+        return self.llama.llama_sampler_sample(self.sampler, self.context, entry)
+
+    def copy(self, source: int, target: int) -> None:
+        """Gives one sequence the memory of another."""
+        self.llama.llama_memory_seq_cp(self.memory, source, target, -1, -1)
+
+    def free(self) -> None:
+        self.llama.llama_batch_free(self.batch)
+        self.llama.llama_sampler_free(self.sampler)
+        self.llama.llama_free(self.context)
+
+
+def write_wave(wave: LlamaWave, prompts, n: int, limit: int, ends: set[int]) -> int:
+    """n texts for each of the prompts. Returns the number of tokens that were written."""
+    # A prompt is decoded once; its other texts start from a copy of its memory.
+    last, length = [], []
+    for p, prompt in enumerate(prompts):
+        first = p * n
+        wave.feed([(token, i, first, i == len(prompt) - 1) for i, token in enumerate(prompt)])
+        for row in range(first, first + n):
+            last.append(wave.draw(-1))
+            length.append(len(prompt))
+            if row > first:
+                wave.copy(first, row)
+    # All texts go on side by side; those that have ended leave.
+    written = 0
+    live = range(len(last))
+    for step in range(limit):
+        written += len(live)
+        live = [row for row in live if last[row] not in ends]
+        if not live or step == limit - 1:
+            break
+        wave.feed([(last[row], length[row], row, True) for row in live])
+        for i, row in enumerate(live):
+            last[row] = wave.draw(i)
+            length[row] += 1
+    return written
+
+
+def llamacpp(job: dict) -> dict:
+    """Batched decoding as in llama.cpp's own `batched` example.
+
+    A prompt is decoded once and its memory copied to n sequences.
+    """
+    import llama_cpp as llama
+
+    silent = llama.llama_log_callback(lambda *_: None)  # C keeps no reference of its own
+    llama.llama_log_set(silent, None)
+    settings = llama.llama_model_default_params()
+    weights = llama.llama_model_load_from_file(job["gguf"].encode(), settings)
+    ends = set(job["ends"])
+
+    def run(prompts, n, limit):
+        total = 0
+        for batch in batches(prompts, 96 // n):
+            wave = LlamaWave(llama, weights, len(batch) * n, len(batch[-1]) + limit + 1)
+            total += write_wave(wave, batch, n, limit, ends)
+            wave.free()
+        return total
 
     return timed(job, run)
 
@@ -317,12 +379,14 @@ def trl(job: dict) -> dict:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    said = lambda role, text: [{"role": role, "content": text}]
+    def message(role: str, text: str) -> list[dict]:
+        return [{"role": role, "content": text}]
+
     rows = [
         {
-            "prompt": said("user", p["prompt"]),
-            "chosen": said("assistant", p["chosen"]),
-            "rejected": said("assistant", p["rejected"]),
+            "prompt": message("user", p["prompt"]),
+            "chosen": message("assistant", p["chosen"]),
+            "rejected": message("assistant", p["rejected"]),
         }
         for p in job["pairs"]
     ]

@@ -1,10 +1,11 @@
-"""bench/gpu.py: how much of a GPU the two inner loops reach, with random weights of a size that people use.
+"""bench/gpu.py: how much of a GPU the two inner loops reach.
 
     python bench/gpu.py --json docs/gpu.json            # Qwen3-0.6B's sizes
     python bench/gpu.py --size toy --device cpu         # to see the script work
 
-Decoding one row is bound by reading the weights, so it is given as a share of the probed copy bandwidth; many rows and
-training by arithmetic, as a share of the probed bf16 peak. Medians of --runs. The weights do not matter for any of it.
+The weights are random, of a size that people use: they do not matter for any of it. Decoding one
+row is bound by reading the weights, so it is given as a share of the probed copy bandwidth; many
+rows and training by arithmetic, as a share of the probed bf16 peak. Medians of --runs.
 """
 
 import argparse
@@ -17,10 +18,11 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+from engines import decode, probe, seconds, sizes, wait_for  # noqa: E402
+
 from config import keep_memory, pick_device  # noqa: E402
 from data import Example  # noqa: E402
 from dpo import Recipe, dpo  # noqa: E402
-from engines import decode, probe, seconds, sizes  # noqa: E402
 from model import GPT, GPTConfig  # noqa: E402
 from sample import sampling_copy  # noqa: E402
 
@@ -63,15 +65,76 @@ def random_text(model: GPT, size: int) -> list[int]:
 
 
 def train(model: GPT, count: int, length: int, tokens: int, wait) -> float:
-    """FLOP a second of DPO, the reference pass included: 8 for each weight and token, 6 of training and 2 of the reference."""
+    """FLOP a second of DPO, the reference pass included.
+
+    8 for each weight and token: 6 of training and 2 of the reference.
+    """
     prompt = random_text(model, length)
-    pairs = [
-        (Example(prompt, random_text(model, length)), Example(prompt, random_text(model, length)))
-        for _ in range(count)
-    ]
+    pairs = []
+    for _ in range(count):
+        chosen = Example(prompt, random_text(model, length))
+        rejected = Example(prompt, random_text(model, length))
+        pairs.append((chosen, rejected))
     recipe = Recipe(batch_size=count, lr=1e-9, lr_end=1e-10, tokens=tokens, dtype=torch.bfloat16)
-    took, (body, head) = seconds(lambda: dpo(model, pairs, recipe, beta=0.1), wait, 1), sizes(model)
+    took = seconds(lambda: dpo(model, pairs, recipe, beta=0.1), wait, 1)
+    body, head = sizes(model)
     return 8 * count * length * (3 * body + 2 * head) / took
+
+
+def decoding(copy: GPT, count: int, wait) -> float:
+    """Tokens a second of `count` rows that are decoded side by side."""
+    texts = [random_text(copy, 128) for _ in range(count)]
+    return count / decode(copy, texts, 64, wait)
+
+
+def one_run(model: GPT, many: int, work: dict, wait) -> dict[str, float]:
+    """Tokens a second of one row and of `many`, and FLOP a second of training."""
+    copy = sampling_copy(model, torch.bfloat16)
+    with torch.inference_mode():
+        rates = {"one": decoding(copy, 1, wait), "many": decoding(copy, many, wait)}
+    del copy  # its memory is wanted for training
+    rates["train"] = train(model, **work, wait=wait)
+    return rates
+
+
+def measure(size: str, device: torch.device, many: int, count: int) -> dict:
+    """Every figure of the report: the machine's peaks, the medians of `count` runs, and shares."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**SIZES[size])).to(device).eval()
+    for p in model.parameters():
+        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.02)
+    found = probe(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name()
+        work = dict(count=64, length=256, tokens=16384)
+    else:
+        name = str(device)
+        work = dict(count=4, length=64, tokens=1024)
+    runs = [one_run(model, many, work, wait_for(device)) for _ in range(count)]
+    weights = 2 * sum(p.numel() for p in model.parameters())  # bytes of the bf16 copy
+    found |= {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    found |= {
+        "size": size,
+        "device": name,
+        "rows": many,
+        "runs": runs,
+        "one_share": found["one"] * weights / found["bandwidth"],
+        "train_share": found["train"] / found["bf16_peak"],
+    }
+    return found
+
+
+def lines(found: dict) -> list[str]:
+    """The figures for people."""
+    peak = f"bf16 peak {found['bf16_peak'] / 1e12:.2f} TFLOP/s"
+    bandwidth = f"copy {found['bandwidth'] / 1e9:.0f} GB/s"
+    one = f"one row {found['one']:.0f} tok/s ({found['one_share']:.0%} of the bandwidth)"
+    many = f"{found['rows']} rows {found['many']:.0f} tok/s"
+    training = f"{found['train'] / 1e12:.2f} TFLOP/s ({found['train_share']:.0%} of the peak)"
+    return [
+        f"{found['device']}, {found['size']}: {peak}, {bandwidth}",
+        f"decode {one}, {many}; DPO {training}",
+    ]
 
 
 def main() -> None:
@@ -85,40 +148,10 @@ def main() -> None:
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
     keep_memory()
-    device = pick_device(args.device)
-    torch.manual_seed(0)
-    model = GPT(GPTConfig(**SIZES[args.size])).to(device).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, 1.0 if p.ndim == 1 else 0.0, 0.02)
-    found = probe(device)
-    pairs, length, tokens = (64, 256, 16384) if device.type == "cuda" else (4, 64, 1024)
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    weights, runs = 2 * sum(p.numel() for p in model.parameters()), []
-    for _ in range(args.runs):
-        copy = sampling_copy(model, torch.bfloat16)
-        with torch.inference_mode():
-            one, many = (
-                rows / decode(copy, [random_text(model, 128) for _ in range(rows)], 64, wait)
-                for rows in (1, args.rows)
-            )
-        del copy
-        runs.append({"one": one, "many": many, "train": train(model, pairs, length, tokens, wait)})
-    found |= {name: statistics.median(r[name] for r in runs) for name in runs[0]}
-    found |= {
-        "size": args.size,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else str(device),
-        "rows": args.rows,
-        "runs": runs,
-        "one_share": found["one"] * weights / found["bandwidth"],
-        "train_share": found["train"] / found["bf16_peak"],
-    }
+    found = measure(args.size, pick_device(args.device), args.rows, args.runs)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")
-    print(
-        f"{found['device']}, {args.size}: bf16 peak {found['bf16_peak'] / 1e12:.2f} TFLOP/s, copy {found['bandwidth'] / 1e9:.0f} GB/s\n"
-        f"decode one row {found['one']:.0f} tok/s ({found['one_share']:.0%} of the bandwidth), {args.rows} rows {found['many']:.0f} tok/s; "
-        f"DPO {found['train'] / 1e12:.2f} TFLOP/s ({found['train_share']:.0%} of the peak)"
-    )
+    print("\n".join(lines(found)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""bench/same.py: does speed change what is written? Greedy texts, with and without everything that makes sampling fast.
+"""bench/same.py: does speed change what is written? Greedy texts, with and without what is fast.
 
     python bench/same.py --model DIR --ift instructions.jsonl
 
-The yardstick is the plain model in fp32: one text at a time, no cache, no batch, every token a fresh pass over all before
-it. Against it: `generate` in fp32 and in bf16, all texts side by side, packed weights, shared prefix. In fp32 the texts should
-be equal; bf16 rounds logits to some three digits, so now and then another of two nearly equal tokens comes first.
+The yardstick is the plain model in fp32: one text at a time, no cache, no batch, every token a
+fresh pass over all before it. Against it: `generate` in fp32 and in bf16, all texts side by side,
+packed weights, shared prefix. In fp32 the texts should be equal; bf16 rounds logits to some three
+digits, so now and then another of two nearly equal tokens comes first.
 """
 
 import argparse
@@ -26,10 +27,38 @@ def plain(
     """The greedy text, and by how much each of its tokens beat the second."""
     tokens, leads = [], []
     while len(tokens) < limit and not (tokens and tokens[-1] in ends):
-        best, ids = model.logits(model(torch.tensor([prompt + tokens]))[:, -1])[0].topk(2)
+        hidden = model(torch.tensor([prompt + tokens]))  # (1, T, D)
+        best, ids = model.logits(hidden[:, -1])[0].topk(2)
         tokens.append(int(ids[0]))
         leads.append(float(best[0] - best[1]))
     return tokens, leads
+
+
+def first_difference(
+    tokens: list[int], plain_tokens: list[int], leads: list[float]
+) -> tuple[int, float]:
+    """Where two texts part, and by how much the plain model preferred its own token there."""
+    for i, (token, plain_token, lead) in enumerate(zip(tokens, plain_tokens, leads, strict=False)):
+        if token != plain_token:
+            return i, lead
+    raise ValueError("one text is the beginning of the other")
+
+
+def compared(name: str, texts: list[list[int]], wanted: list[tuple]) -> str:
+    """One line for people: how many texts equal the plain ones, and where the others part."""
+    parts = []
+    for tokens, (plain_tokens, leads) in zip(texts, wanted, strict=True):
+        if tokens != plain_tokens:
+            parts.append(first_difference(tokens, plain_tokens, leads))
+    total = sum(len(plain_tokens) for plain_tokens, _ in wanted)
+    equal = len(wanted) - len(parts)
+    line = f"{name}: {equal} of {len(wanted)} texts equal ({total} tokens in all)"
+    if parts:
+        places = sorted(i for i, _ in parts)
+        lead = max(lead for _, lead in parts)
+        line += f", the others part at token {places}, "
+        line += f"where the first led the second by at most {lead:.3f} logits"
+    return line
 
 
 def main() -> None:
@@ -43,34 +72,15 @@ def main() -> None:
         "--limit", type=int, default=48, help="tokens of an answer, at most [%(default)s]"
     )
     args = parser.parse_args()
-    model, chat = load(args.model), Chat(args.model)
+    model = load(args.model)
+    chat = Chat(args.model)
     prompts = [chat.prompt(r["prompt"]) for r in read_ift(args.ift)[: args.count]]
     wanted = [plain(model, p, chat.eos_ids, args.limit) for p in prompts]
+    greedy = Sampling(args.limit, temperature=0)
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        found = [
-            c.tokens
-            for (c,) in generate(
-                sampling_copy(model, dtype),
-                chat,
-                prompts,
-                Sampling(args.limit, temperature=0),
-                key="same",
-            )
-        ]
-        apart = [
-            next((i, lead) for i, (a, b, lead) in enumerate(zip(f, w, leads)) if a != b)
-            for f, (w, leads) in zip(found, wanted)
-            if f != w
-        ]
-        told = (
-            f", the others part at token {sorted(i for i, _ in apart)}, where the first led the second by at most "
-            f"{max(lead for _, lead in apart):.3f} logits"
-            if apart
-            else ""
-        )
-        print(
-            f"{name}: {len(prompts) - len(apart)} of {len(prompts)} texts equal ({sum(len(w) for w, _ in wanted)} tokens in all){told}"
-        )
+        groups = generate(sampling_copy(model, dtype), chat, prompts, greedy, key="same")
+        texts = [completion.tokens for (completion,) in groups]
+        print(compared(name, texts, wanted))
 
 
 if __name__ == "__main__":

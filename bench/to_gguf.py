@@ -1,9 +1,10 @@
-"""bench/to_gguf.py: a Hugging Face directory of the llama family -> the file that llama.cpp reads, in bf16, without a tokenizer.
+"""bench/to_gguf.py: a Hugging Face directory of the llama family -> the file of llama.cpp.
 
     python bench/to_gguf.py DIR FILE        (in an environment with gguf)
 
-For compare.py only: llama.cpp's own converter is not in its Python package. Q and K rows are regrouped, as llama.cpp rotates
-neighbouring numbers where Hugging Face checkpoints rotate halves.
+The file is in bf16 and has no tokenizer. For compare.py only: llama.cpp's own converter is not in
+its Python package. Q and K rows are regrouped, as llama.cpp rotates neighbouring numbers where
+Hugging Face checkpoints rotate halves.
 """
 
 import json
@@ -41,7 +42,23 @@ def tensors(path: Path):
             raw = file.read(about["data_offsets"][1] - about["data_offsets"][0])
             wide = about["dtype"] == "F32"
             numbers = np.frombuffer(raw, np.uint32 if wide else np.uint16).reshape(about["shape"])
-            yield name, ((numbers + 0x8000) >> 16).astype(np.uint16) if wide else numbers
+            if wide:  # to bf16: the upper half, rounded
+                numbers = ((numbers + 0x8000) >> 16).astype(np.uint16)
+            yield name, numbers
+
+
+def regrouped(bits: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of Q or K: the two halves of each head -> neighbours."""
+    halves = bits.reshape(heads, 2, -1, bits.shape[1])
+    return halves.swapaxes(1, 2).reshape(bits.shape)
+
+
+def gguf_name(part: str) -> str:
+    """llama.cpp's name: "layers.3.mlp.up_proj" -> "blk.3.ffn_up.weight"."""
+    if not part.startswith("layers."):
+        return f"{NAMES[part]}.weight"
+    _, layer, short = part.split(".", 2)
+    return f"blk.{layer}.{NAMES[short]}.weight"
 
 
 def main(folder: str, path: str) -> None:
@@ -60,22 +77,20 @@ def main(folder: str, path: str) -> None:
     writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_BF16)
-    for name, bits in tensors(Path(folder) / "model.safetensors"):
+    for name, numbers in tensors(Path(folder) / "model.safetensors"):
         part = name.removeprefix("model.").removesuffix(".weight")
-        layer = part.split(".")[1] + "." if part.startswith("layers.") else ""
-        short = part.removeprefix(f"layers.{layer}")
-        if short in ("self_attn.q_proj", "self_attn.k_proj"):
-            n = heads if "q_proj" in short else groups
-            bits = bits.reshape(n, 2, -1, bits.shape[1]).swapaxes(1, 2).reshape(bits.shape)
-        target = f"blk.{layer}{NAMES[short]}.weight" if layer else f"{NAMES[short]}.weight"
-        if bits.ndim == 1:  # norms are read in fp32
-            writer.add_tensor(target, (bits.astype(np.uint32) << 16).view(np.float32))
+        target = gguf_name(part)
+        if numbers.ndim == 1:  # norms are read in fp32
+            writer.add_tensor(target, (numbers.astype(np.uint32) << 16).view(np.float32))
+            continue
+        if part.endswith("self_attn.q_proj"):
+            matrix = regrouped(numbers, heads)
+        elif part.endswith("self_attn.k_proj"):
+            matrix = regrouped(numbers, groups)
         else:
-            writer.add_tensor(
-                target,
-                np.ascontiguousarray(bits).view(np.uint8),
-                raw_dtype=gguf.GGMLQuantizationType.BF16,
-            )
+            matrix = numbers
+        raw = np.ascontiguousarray(matrix).view(np.uint8)
+        writer.add_tensor(target, raw, raw_dtype=gguf.GGMLQuantizationType.BF16)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

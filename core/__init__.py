@@ -1,1 +1,1 @@
-"""What every room stands on: records, files, checkpoints, the prompt format, settings, a run directory."""
+"""What every room stands on: records, files, checkpoints, chat, settings, a run directory."""

@@ -2,4 +2,7 @@
 
 
 class UserError(Exception):
-    """One sentence that says what is wrong and what to do. The commands print it and exit with code 2."""
+    """One sentence that says what is wrong and what to do.
+
+    The commands print it and exit with code 2.
+    """

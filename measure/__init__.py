@@ -1,1 +1,1 @@
-"""What people look at: exams, figures, tables, alarms and the report. Nothing here feeds training."""
+"""What people look at: exams, figures, alarms and the report. Nothing here feeds training."""

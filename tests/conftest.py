@@ -1,6 +1,7 @@
-"""What the tests share: tiny models with lively weights and a tiny byte-level chat, so that only few tests need seed/.
+"""What the tests share: tiny models with lively weights and a tiny byte-level chat.
 
-`command` executes a script inside this process (same code, no second import of torch); `finished` is the real thing.
+With them only few tests need seed/. `command` executes a script inside this process (same code, no
+second import of torch); `finished` is the real thing.
 """
 
 import contextlib
@@ -8,6 +9,7 @@ import io
 import json
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,10 +26,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
-from data import Chat  # noqa: E402
+from core.chat import Chat  # noqa: E402
 from model import GPT, GPTConfig, save  # noqa: E402
 
-TINY = "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16".split()
+TINY = shlex.split(
+    "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16"
+)
 SPECIALS = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|unused|>"]
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -38,54 +42,51 @@ CHATML = (
 def write_tokenizer(
     folder: Path, *, specials: Sequence[str] = SPECIALS, merges: Sequence[str] = (), **settings
 ) -> Path:
-    """A byte-level tokenizer of 260 ids in `folder`, with ChatML unless `settings` name another template.
+    """A byte-level tokenizer of 260 ids in `folder`.
 
-    `merges` are two-character tokens beyond the bytes, such as "\u01205" for a 5 with its space.
+    It has ChatML unless `settings` name another template. `merges` are two-character tokens beyond
+    the bytes, such as "\u01205" for a 5 with its space.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(
-        models.BPE(
-            {c: i for i, c in enumerate([*specials, *alphabet, *merges])},
-            [tuple(m) for m in merges],
-        )
-    )
+    vocabulary = {token: i for i, token in enumerate([*specials, *alphabet, *merges])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [tuple(m) for m in merges]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(specials))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    own = {
+    config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "eos_token": "<|im_end|>",
         "chat_template": CHATML,
         **settings,
     }
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps({k: v for k, v in own.items() if v is not None})
-    )
+    config = {name: value for name, value in config.items() if value is not None}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
 
 def tiny_gpt(cls=GPT, *, seed: int = 0, vocab: int = 260, **sizes) -> GPT:
-    """Two layers, four heads over two key/value heads; weights large enough that every token read matters."""
-    config = GPTConfig(
-        **{
-            "vocab_size": vocab,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "head_dim": 8,
-            "max_position_embeddings": 512,
-            **sizes,
-        }
-    )
+    """Two layers, four heads over two key/value heads.
+
+    The weights are large enough that every token read matters.
+    """
+    defaults = {
+        "vocab_size": vocab,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+    }
     torch.manual_seed(seed)
-    model = cls(config)
+    model = cls(GPTConfig(**defaults | sizes))
     with torch.no_grad():
         for p in model.parameters():
-            p.copy_(1 + 0.3 * torch.randn_like(p) if p.ndim == 1 else 0.3 * torch.randn_like(p))
+            noise = 0.3 * torch.randn_like(p)
+            p.copy_(1 + noise if p.ndim == 1 else noise)
     return model.eval()
 
 
@@ -108,14 +109,15 @@ def flat_gpt(weights: dict[int, float], *, vocab: int = 260) -> Flat:
 
 
 def leaning_gpt(logits: dict[int, float], *, seed: int = 0, **sizes) -> GPT:
-    """A GPT that can be saved, and that adds these logits whatever it has read: one hidden number never changes."""
+    """A GPT that can be saved, and that adds these logits whatever it has read.
+
+    One hidden number never changes.
+    """
     model = tiny_gpt(seed=seed, tie_word_embeddings=False, **sizes)
     with torch.no_grad():
-        model.embed_tokens.weight[:, 0], model.norm.weight[0], model.lm_head.weight[:, 0] = (
-            100,
-            1,
-            0,
-        )
+        model.embed_tokens.weight[:, 0] = 100
+        model.norm.weight[0] = 1
+        model.lm_head.weight[:, 0] = 0
         for token, logit in logits.items():
             model.lm_head.weight[token, 0] = logit / model.config.hidden_size**0.5
     return model
@@ -131,9 +133,15 @@ class Done(NamedTuple):
 
 
 def command(script: str, *args, stdin: str = "") -> Done:
-    """`python SCRIPT ARGS` inside this process. An exception that the script does not catch fails the test."""
-    out, err, code, argv, keyboard = io.StringIO(), io.StringIO(), 0, sys.argv, sys.stdin
-    sys.argv, sys.stdin = [script, *map(str, args)], io.StringIO(stdin)
+    """`python SCRIPT ARGS` inside this process.
+
+    An exception that the script does not catch fails the test.
+    """
+    code = 0
+    out, err = io.StringIO(), io.StringIO()
+    argv, keyboard = sys.argv, sys.stdin
+    sys.argv = [script, *map(str, args)]
+    sys.stdin = io.StringIO(stdin)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             runpy.run_path(str(ROOT / script), run_name="__main__")
@@ -146,9 +154,9 @@ def command(script: str, *args, stdin: str = "") -> Done:
 
 def assert_refused(done: Done, *says: str) -> None:
     """Exit code 2 and one sentence for people."""
-    told = [line for line in done.err.splitlines() if line.startswith("error: ")]
-    assert done.code == 2 and len(told) == 1, done.err
-    assert all(s in told[0] for s in says), told[0]
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    assert done.code == 2 and len(errors) == 1, done.err
+    assert all(s in errors[0] for s in says), errors[0]
 
 
 @pytest.fixture(scope="session")
@@ -165,7 +173,10 @@ def finished(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def every_machine_in_fp32(monkeypatch):
-    """ "auto" is fp32, whatever this processor can do: tests see the same numbers everywhere. Those of bf16 ask for it."""
+    """ "auto" is fp32, whatever this processor can do: tests see the same numbers everywhere.
+
+    Those of bf16 ask for it.
+    """
     for unit in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, unit, lambda: False)
 
@@ -181,9 +192,8 @@ def checkpoint(cwd) -> Path:
     """A random llama with ChatML, half of whose ids end an answer."""
     folder = write_tokenizer(cwd / "llama")
     save(tiny_gpt(model_type="llama", max_position_embeddings=2048), folder)
-    (folder / "generation_config.json").write_text(
-        json.dumps({"eos_token_id": [1, *range(132, 260)]})
-    )
+    ends = {"eos_token_id": [1, *range(132, 260)]}
+    (folder / "generation_config.json").write_text(json.dumps(ends))
     return folder
 
 

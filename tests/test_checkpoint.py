@@ -1,19 +1,24 @@
-"""Runs on a checkpoint of the real layout (a tiny random llama): the judge data of the paper, other writers, other judges, export."""
+"""Runs on a checkpoint of the real layout (a tiny random llama).
+
+The judge data of the paper, other writers, other judges, export.
+"""
 
 import json
 import random
+import shlex
+import shutil
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, assert_refused, command, leaning_gpt, tiny_gpt, write_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 import dpo
 import judge
 import train
 from config import Config
-from conftest import ROOT, assert_refused, command, leaning_gpt, tiny_gpt, write_tokenizer
 from data import TRAVELS, Chat, read_jsonl, write_jsonl
 from model import load, save
 from sample import Completion
@@ -32,47 +37,38 @@ def weights(folder: Path) -> bytes:
 
 @pytest.fixture
 def people(cwd) -> list:
-    """Instructions and ranked answers as files; returns the arguments that name them, and that keep a run short."""
-    write_jsonl(
-        cwd / "ift.jsonl",
-        [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(12)],
-    )
-    write_jsonl(
-        cwd / "ranked.jsonl",
-        [
-            {"prompt": f"Ask {i}?", "responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]}
-            for i in range(20)
-        ],
-    )
+    """Instructions and ranked answers as files.
+
+    Returns the arguments that name them, and that keep a run short.
+    """
+    questions = [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(12)]
+    write_jsonl(cwd / "ift.jsonl", questions)
+    ranked = {"responses": ["fair", "good", "poor"], "ranks": [1, 0, 2]}
+    write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", **ranked} for i in range(20)])
     (cwd / "rubric.txt").write_text(RUBRIC)
-    return [
-        "--ift",
-        "ift.jsonl",
-        "--ranked",
-        "ranked.jsonl",
-        "--rubric",
-        "rubric.txt",
-        "--exam",
-        4,
-        "--max-new-tokens",
-        12,
-        "--max-verdict-tokens",
-        8,
-    ]
+    return shlex.split(
+        "--ift ift.jsonl --ranked ranked.jsonl --rubric rubric.txt --exam 4 --max-new-tokens 12 "
+        "--max-verdict-tokens 8"
+    )
 
 
 @pytest.fixture
 def verdicts(monkeypatch):
-    """The judge writes these verdicts on these answers, and a score by its length on every other; returns the table and a
-    dict: key of the call -> (how many prompts, the model's first weights)."""
+    """The judge writes these verdicts on these answers, and scores every other by its length.
+
+    Returns the table and a dict: key of the call -> (how many prompts, the model's first weights).
+    """
     table, calls = dict(VERDICTS), {}
+
+    def verdict(text: str) -> str:
+        for word, written in table.items():
+            if word in text:
+                return written
+        return f"Hm.\nScore: {len(text) % 6}"
 
     def write(model, chat, prompts, sampling, *, key, n, **_):
         calls[key] = len(prompts), model.embed_tokens.weight[5].tolist()
-        texts = [
-            next((v for w, v in table.items() if w in text), f"Hm.\nScore: {len(text) % 6}")
-            for text in map(chat.decode, prompts)
-        ]
+        texts = [verdict(chat.decode(prompt)) for prompt in prompts]
         return [[Completion(chat.response(t) + [chat.eos], True)] * n for t in texts]
 
     monkeypatch.setattr(judge, "generate", write)
@@ -105,54 +101,58 @@ def told(run: Path, stage: str) -> str:
 def free(prompts) -> list[str]:
     """Those that are not held out for the exam, as train.py says it."""
     seeds = train.gather(Config(model="x", ranked="ranked.jsonl"), False)
-    return [p for p in prompts if p not in {g["prompt"] for g in seeds.exam.groups}]
+    held_out = {group["prompt"] for group in seeds.exam.groups}
+    return [prompt for prompt in prompts if prompt not in held_out]
 
 
 # ---- judge data from ranked answers ----
 
 
 def test_judge_data_of_the_paper(cwd, checkpoint, people, verdicts, learnt):
-    """Guards against: verdicts by the wrong model, or that contradict people, trained on; an M_1 that never sees them; an SFT
-    on answers that is kept where only the verdicts should be."""
+    """Guards against: verdicts by the wrong model, or that contradict people, trained on.
+
+    Also against: an M_1 that never sees them; an SFT on answers that is kept where only the
+    verdicts should be.
+    """
     base = load(checkpoint).embed_tokens.weight[5].tolist()
     run = started(cwd, checkpoint, *people, "--eft-style", "verdict", "--k", 2)
     _, calls = verdicts
     asked = free(f"Ask {i}?" for i in range(20))
     rows = read_jsonl(run / "t0" / "verdicts.jsonl")
-    assert (
-        Counter(v["text"] for v in rows) == {text: 2 * len(asked) for text in VERDICTS.values()}
-        and 12 <= len(asked) < 20
-    )
+    assert Counter(v["text"] for v in rows) == {text: 2 * len(asked) for text in VERDICTS.values()}
+    assert 12 <= len(asked) < 20
     eft = read_jsonl(run / "t0" / "eft.jsonl")
-    assert Counter((r["response"], r["verdict"]) for r in eft) == {
-        (w, VERDICTS[w]): 2 * len(asked) for w in ("good", "fair")
-    }
-    assert {r["prompt"] for r in eft} == set(asked)
     n = 2 * len(asked)
+    verdicts_of = Counter((r["response"], r["verdict"]) for r in eft)
+    assert verdicts_of == {(word, VERDICTS[word]): n for word in ("good", "fair")}
+    assert {r["prompt"] for r in eft} == set(asked)
     assert f"{3 * n} written, {2 * n} readable, {2 * n} agreeing, {2 * n} kept" in told(run, "eft")
     (_, answers, first), (_, both, second) = learnt
     chat = Chat(run / "M1")
-    texts = lambda examples: Counter(
-        (chat.decode(e.prompt), chat.decode(e.response)) for e in examples
-    )
-    wanted = Counter(
-        (f"user\nRate {r['response']}\nfor {r['prompt']}\n\nassistant\n", r["verdict"]) for r in eft
-    )
-    assert (
-        texts(both) - texts(answers) == wanted
-        and texts(answers) <= texts(both)
-        and len(answers) >= 6
-    )
+
+    def texts(examples) -> Counter:
+        return Counter((chat.decode(e.prompt), chat.decode(e.response)) for e in examples)
+
+    wanted = Counter()
+    for row in eft:
+        question = f"user\nRate {row['response']}\nfor {row['prompt']}\n\nassistant\n"
+        wanted[question, row["verdict"]] += 1
+    assert texts(both) - texts(answers) == wanted
+    assert texts(answers) <= texts(both)
+    assert len(answers) >= 6
     assert first == second == base, "M_1 starts from M_0, not from the writer of the verdicts"
-    assert calls["0 verdicts 0"][0] == 3 * len(asked) and calls["0 verdicts 0"][1] != base, (
-        "the writer has learnt to answer"
-    )
+    count, writer = calls["0 verdicts 0"]
+    assert count == 3 * len(asked)
+    assert writer != base, "the writer has learnt to answer"
     assert weights(run / "M1") != weights(checkpoint)
 
 
 @pytest.mark.parametrize("good, style", [(VERDICTS["good"], "verdict"), ("Nice.", "score")])
 def test_auto_picks_by_readability(cwd, checkpoint, people, verdicts, good, style):
-    """Guards against: a model that cannot write a verdict trained on next to nothing; one that can, on bare digits."""
+    """Guards against: a model that cannot write a verdict trained on next to nothing.
+
+    Also against: one that can, on bare digits.
+    """
     table, calls = verdicts
     table["good"] = good
     base = load(checkpoint).embed_tokens.weight[5].tolist()
@@ -161,25 +161,20 @@ def test_auto_picks_by_readability(cwd, checkpoint, people, verdicts, good, styl
     assert calls["0 readable"] == (6, base), "two groups, by M_0"
     assert f"as {share} of 6 verdicts by M0 can be read" in told(run, "eft")
     texts = {r["verdict"] for r in read_jsonl(run / "t0" / "eft.jsonl")}
-    assert texts == (
-        {VERDICTS["good"], VERDICTS["fair"]}
-        if style == "verdict"
-        else {"Score: 5", "Score: 3", "Score: 1"}
-    )
+    if style == "verdict":
+        assert texts == {VERDICTS["good"], VERDICTS["fair"]}
+    else:
+        assert texts == {"Score: 5", "Score: 3", "Score: 1"}
     assert (run / "t0" / "verdicts.jsonl").exists() == (style == "verdict")
 
 
 def test_score_lines_need_no_judge(cwd, checkpoint, people, verdicts, learnt):
     """Guards against: --eft-style score that still asks the model."""
     run = started(cwd, checkpoint, *people, "--eft-style", "score")
-    assert {(r["response"], r["verdict"]) for r in read_jsonl(run / "t0" / "eft.jsonl")} == {
-        ("good", "Score: 5"),
-        ("fair", "Score: 3"),
-        ("poor", "Score: 1"),
-    }
-    assert not [key for key in verdicts[1] if "exam" not in key] and [
-        name for name, _, _ in learnt
-    ] == ["sft"]
+    scores = {(r["response"], r["verdict"]) for r in read_jsonl(run / "t0" / "eft.jsonl")}
+    assert scores == {("good", "Score: 5"), ("fair", "Score: 3"), ("poor", "Score: 1")}
+    assert not [key for key in verdicts[1] if "exam" not in key]
+    assert [name for name, _, _ in learnt] == ["sft"]
     assert not (run / "t0" / "verdicts.jsonl").exists()
 
 
@@ -197,22 +192,15 @@ def test_resume_takes_the_judge_data_as_they_are(cwd, checkpoint, people, verdic
     before, eft = weights(run / "M1"), (run / "t0" / "eft.jsonl").read_bytes()
 
     def forget(*names: str) -> None:
-        for name in (
-            *names,
-            "exam/M1.jsonl",
-            "metrics.jsonl",
-            *(f"M1/{p.name}" for p in (run / "M1").iterdir()),
-        ):
+        for name in (*names, "exam/M1.jsonl", "metrics.jsonl"):
             (run / name).unlink()
-        (run / "M1").rmdir()
+        shutil.rmtree(run / "M1")
         verdicts[1].clear()
 
     forget()
     started(cwd, checkpoint, *args)
-    assert weights(run / "M1") == before and set(verdicts[1]) == {
-        "0 exam verdicts",
-        "0 exam ranked",
-    }
+    assert weights(run / "M1") == before
+    assert set(verdicts[1]) == {"0 exam verdicts", "0 exam ranked"}
     forget("t0/eft.jsonl")
     started(cwd, checkpoint, *args)
     assert weights(run / "M1") == before and (run / "t0" / "eft.jsonl").read_bytes() == eft
@@ -226,97 +214,67 @@ def test_resume_takes_the_judge_data_as_they_are(cwd, checkpoint, people, verdic
 
 
 def test_exam_and_judge_data_share_no_prompt(cwd):
-    """Guards against: a judge measured on what it was trained on, whichever files the prompts came from, and however often."""
+    """Guards against: a judge measured on what it was trained on.
+
+    Whichever files the prompts came from, and however often.
+    """
     rng = random.Random(0)
     prompts = [f"Prompt number {i}?" for i in range(300)]
-    some = lambda: [rng.choice(prompts) for _ in range(150)]
-    message = lambda text, *replies, **own: {
-        "text": text,
-        "lang": "en",
-        "replies": list(replies),
-        **own,
-    }
+
+    def some() -> list[str]:
+        return [rng.choice(prompts) for _ in range(150)]
+
+    def message(text: str, *replies: dict, **more) -> dict:
+        return {"text": text, "lang": "en", "replies": list(replies), **more}
+
     write_jsonl(cwd / "ift.jsonl", [{"instruction": p, "output": "So."} for p in some()])
-    write_jsonl(
-        cwd / "eft.jsonl", [{"prompt": p, "response": "So.", "verdict": "Score: 4"} for p in some()]
-    )
-    write_jsonl(
-        cwd / "ranked.jsonl",
-        [{"prompt": p, "responses": ["a", "b"], "ranks": [0, 1]} for p in some()],
-    )
-    write_jsonl(
-        cwd / "trees.jsonl",
-        [{"prompt": message(p, message("a", rank=0), message("b", rank=1))} for p in some()],
-    )
-    files = dict(
-        ift="ift.jsonl",
-        eft="eft.jsonl",
-        ranked="ranked.jsonl",
-        oasst="trees.jsonl",
-        exam=1000,
-        seed_limit=1000,
-    )
-    config = Config(model="x", **files)
-    seeds = train.gather(config, False)
+    verdict = {"response": "So.", "verdict": "Score: 4"}
+    write_jsonl(cwd / "eft.jsonl", [{"prompt": p, **verdict} for p in some()])
+    ranked = {"responses": ["a", "b"], "ranks": [0, 1]}
+    write_jsonl(cwd / "ranked.jsonl", [{"prompt": p, **ranked} for p in some()])
+    replies = message("a", rank=0), message("b", rank=1)
+    write_jsonl(cwd / "trees.jsonl", [{"prompt": message(p, *replies)} for p in some()])
+    files = dict(ift="ift.jsonl", eft="eft.jsonl", ranked="ranked.jsonl", oasst="trees.jsonl")
+    sizes = dict(exam=1000, seed_limit=1000)
+    seeds = train.gather(Config(model="x", **files, **sizes), False)
     groups = {g["prompt"] for g in seeds.exam.groups}
-    learnt = {r["prompt"] for rows in (seeds.ift, seeds.eft, seeds.groups) for r in rows} | {
-        *seeds.prompts
-    }
-    assert len(groups) > 20 and len({*seeds.exam.prompts}) > 20 and len(learnt) > 100
-    assert not learnt & (groups | {*seeds.exam.prompts})
-    assert (
-        len(seeds.groups) + len(seeds.exam.groups) == 300
-        and len(seeds.ift) + len(seeds.exam.prompts) == 300
-    ), "nothing is lost"
-    other = train.gather(Config(model="x", **files, seed=1), False)
-    assert other.exam == seeds.exam and other.eft != seeds.eft, (
-        "the exam is the same for every seed"
-    )
+    exam_prompts = {*seeds.exam.prompts}
+    learnt = {r["prompt"] for r in [*seeds.ift, *seeds.eft, *seeds.groups]} | {*seeds.prompts}
+    assert len(groups) > 20 and len(exam_prompts) > 20 and len(learnt) > 100
+    assert not learnt & (groups | exam_prompts)
+    assert len(seeds.groups) + len(seeds.exam.groups) == 300, "nothing is lost"
+    assert len(seeds.ift) + len(seeds.exam.prompts) == 300, "nothing is lost"
+    other = train.gather(Config(model="x", **files, **sizes, seed=1), False)
+    assert other.exam == seeds.exam, "the exam is the same for every seed"
+    assert other.eft != seeds.eft
 
 
 def test_open_assistant_trees(cwd, checkpoint, people, verdicts):
     """Guards against: --oasst and --lang that are read and not used."""
-    reply = lambda text, rank, lang: {"text": text, "lang": lang, "rank": rank}
-    root = lambda text, lang: {
-        "text": text,
-        "lang": lang,
-        "replies": [reply("fair", 1, lang), reply("good", 0, lang)],
-    }
-    write_jsonl(
-        cwd / "trees.jsonl",
-        [
-            {"prompt": root(f"{ask} {i}?", lang)}
-            for i in range(12)
-            for lang, ask in (("en", "Why"), ("de", "Warum"))
-        ],
-    )
-    run = started(
-        cwd,
-        checkpoint,
-        "--oasst",
-        "trees.jsonl",
-        "--lang",
-        "de",
-        "--eft-style",
-        "score",
-        *people[4:],
-    )
-    eft, exam = read_jsonl(run / "t0" / "eft.jsonl"), read_jsonl(run / "exam" / "ranked.jsonl")
-    asked = {r["prompt"] for r in exam} | {r["prompt"] for r in eft}
-    assert asked == {f"Warum {i}?" for i in range(12)} and not {r["prompt"] for r in exam} & {
-        r["prompt"] for r in eft
-    }
-    assert all(g["responses"] == ["good", "fair"] for g in exam) and {
-        r["verdict"] for r in eft
-    } == {"Score: 5", "Score: 1"}
-    assert {r["prompt"] for r in read_jsonl(run / "exam" / "M1.jsonl")} == {
-        g["prompt"] for g in exam
-    }
+
+    def tree(text: str, lang: str) -> dict:
+        fair = {"text": "fair", "lang": lang, "rank": 1}
+        good = {"text": "good", "lang": lang, "rank": 0}
+        return {"prompt": {"text": text, "lang": lang, "replies": [fair, good]}}
+
+    trees = []
+    for i in range(12):
+        trees += [tree(f"Why {i}?", "en"), tree(f"Warum {i}?", "de")]
+    write_jsonl(cwd / "trees.jsonl", trees)
+    german = ("--oasst", "trees.jsonl", "--lang", "de")
+    run = started(cwd, checkpoint, *german, "--eft-style", "score", *people[4:])
+    eft = read_jsonl(run / "t0" / "eft.jsonl")
+    exam = read_jsonl(run / "exam" / "ranked.jsonl")
+    judged, held_out = {r["prompt"] for r in eft}, {r["prompt"] for r in exam}
+    assert judged | held_out == {f"Warum {i}?" for i in range(12)}
+    assert not judged & held_out
+    assert all(g["responses"] == ["good", "fair"] for g in exam)
+    assert {r["verdict"] for r in eft} == {"Score: 5", "Score: 1"}
+    assert {r["prompt"] for r in read_jsonl(run / "exam" / "M1.jsonl")} == held_out
     assert f"{len(eft) // 2} answers and {len(eft)} verdicts" in told(run, "sft")
-    french = command(
-        "train.py", "--model", checkpoint, "--run", "b", "--oasst", "trees.jsonl", "--lang", "fr"
-    )
-    assert_refused(french, "trees.jsonl", "'fr'", "--lang")
+    french = ("--oasst", "trees.jsonl", "--lang", "fr")
+    done = command("train.py", "--model", checkpoint, "--run", "b", *french)
+    assert_refused(done, "trees.jsonl", "'fr'", "--lang")
 
 
 @pytest.mark.parametrize(
@@ -338,97 +296,61 @@ def test_starts_that_are_refused(cwd, checkpoint, args, says):
 
 
 def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
-    """Guards against: --prompt-writer that is loaded and not asked, or asked in M_t's tokens; answers by it as well."""
-    folder, chat = (
-        cwd / "writer",
-        Chat(
-            write_tokenizer(
-                cwd / "writer", specials=["<|begin|>", "<|im_end|>"], bos_token="<|begin|>"
-            )
-        ),
-    )
+    """Guards against: --prompt-writer that is loaded and not asked, or asked in M_t's tokens.
+
+    Also against: answers by it as well.
+    """
+    specials = ["<|begin|>", "<|im_end|>"]
+    folder = write_tokenizer(cwd / "writer", specials=specials, bos_token="<|begin|>")
+    chat = Chat(folder)
     ids = {c: chat.tokenizer.token_to_id(c) for c in "xyĠĊ"}
     save(leaning_gpt({ids["x"]: 30, ids["y"]: 30, ids["Ġ"]: 31, ids["Ċ"]: 30}, vocab=258), folder)
-    done = command(
-        "train.py",
-        "--model",
-        checkpoint,
-        "--iters",
-        1,
-        *people,
-        "--eft-style",
-        "score",
-        "--prompt-writer",
-        folder,
-        "--n-prompts",
-        6,
-        "--max-new-tokens",
-        40,
-        "--rouge",
-        1,
-    )
+    sizes = shlex.split("--iters 1 --n-prompts 6 --max-new-tokens 40 --rouge 1")
+    writer = ("--eft-style", "score", "--prompt-writer", folder)
+    done = command("train.py", "--model", checkpoint, *people, *writer, *sizes)
     assert_refused(done, "no preference pair")  # a random judge: nothing more is wanted here
-    prompts = [r["prompt"] for r in read_jsonl(cwd / "runs" / "llama" / "t1" / "prompts.jsonl")]
-    assert 0 < len(prompts) <= 6 and all(
-        set(p) <= set("xy ") and len(p.split()) > 2 for p in prompts
-    )
-    answers = [r["response"] for r in read_jsonl(cwd / "runs" / "llama" / "t1" / "responses.jsonl")]
+    stage = cwd / "runs" / "llama" / "t1"
+    prompts = [r["prompt"] for r in read_jsonl(stage / "prompts.jsonl")]
+    assert 0 < len(prompts) <= 6
+    assert all(set(p) <= set("xy ") and len(p.split()) > 2 for p in prompts)
+    answers = [r["response"] for r in read_jsonl(stage / "responses.jsonl")]
     assert any(set(a) - set("xy ") for a in answers)
 
 
 def test_a_whole_run_with_expected_scores(cwd, checkpoint, people):
-    """Guards against: --judge expected that ends in sampled verdicts, K of them, or in ties; a run that only its toy survives."""
+    """Guards against: --judge expected that ends in sampled verdicts, K of them, or in ties.
+
+    Also against: a run that only its toy survives.
+    """
     (cwd / "prompts.txt").write_text("".join(f"Question {i} of many?\n" for i in range(8)))
-    done = command(
-        "train.py",
-        "--model",
-        checkpoint,
-        *people,
-        "--eft-style",
-        "score",
-        "--judge",
-        "expected",
-        "--prompts",
-        "prompts.txt",
-        "--n-prompts",
-        8,
-        "--sft-epochs",
-        6,
-        "--sft-lr",
-        1e-2,
-        "--temperature",
-        1,
-        "--iters",
-        1,
-        "--json",
+    settings = shlex.split(
+        "--eft-style score --judge expected --prompts prompts.txt --n-prompts 8 --sft-epochs 6 "
+        "--sft-lr 1e-2 --temperature 1 --iters 1 --json"
     )
+    done = command("train.py", "--model", checkpoint, *people, *settings)
     assert done.code == 0, done.err
     run = cwd / "runs" / "llama"
     responses, rows, pairs = (
         read_jsonl(run / "t1" / f"{name}.jsonl") for name in ("responses", "verdicts", "pairs")
     )
     judged = {(r["id"], r["response"]) for r in responses if r["finished"]}
-    assert len(rows) == len(judged) and all(
-        set(r) == {"id", "sample", "vote", "text", "score", "digits"} for r in rows
-    )
+    assert len(rows) == len(judged)
+    assert all(set(r) == {"id", "sample", "vote", "text", "score", "digits"} for r in rows)
     assert all((r["vote"], r["text"], len(r["digits"])) == (0, "", 6) for r in rows)
-    for r in (r for r in rows if r["score"] is not None):
-        assert r["score"] == pytest.approx(
-            sum(n * p for n, p in enumerate(r["digits"])) / sum(r["digits"]), abs=2e-3
-        )
-    assert (
-        pairs
-        and any(p["chosen_score"] % 1 for p in pairs)
-        and all(p["chosen_score"] > p["rejected_score"] for p in pairs)
-    )
+    for row in rows:
+        if row["score"] is not None:
+            mean = sum(n * p for n, p in enumerate(row["digits"])) / sum(row["digits"])
+            assert row["score"] == pytest.approx(mean, abs=2e-3)
+    assert pairs
+    assert any(p["chosen_score"] % 1 for p in pairs)
+    assert all(p["chosen_score"] > p["rejected_score"] for p in pairs)
     metrics = read_jsonl(run / "metrics.jsonl")
-    assert [m["model"] for m in metrics] == ["M1", "M2"] and metrics == json.loads(done.out)[
-        "models"
-    ]
-    assert all(
-        m["judge_parse_rate"] > 0.5 and 0 <= m["self_score"] <= 5 and m["true_score"] is None
-        for m in metrics
-    )
+    assert [m["model"] for m in metrics] == ["M1", "M2"]
+    assert metrics == json.loads(done.out)["models"]
+    for row in metrics:
+        assert row["judge_parse_rate"] > 0.5
+        assert 0 <= row["self_score"] <= 5
+        assert row["true_score"] is None
     assert weights(run / "M2") != weights(run / "M1")
 
 
@@ -436,25 +358,23 @@ def test_a_whole_run_with_expected_scores(cwd, checkpoint, people):
 
 
 def test_a_saved_model_is_whole(finished):
-    """Guards against: a directory that transformers, or a server built on it, cannot use by itself (lucidrains #10)."""
+    """Guards against: a directory that nobody can use by itself (lucidrains #10).
+
+    Neither transformers, nor a server built on it.
+    """
     for name in ("M1", "M2"):
         folder = finished / "runs" / "toy" / name
-        config, tokenizer, rules = (
-            kind.from_pretrained(folder) for kind in (AutoConfig, AutoTokenizer, GenerationConfig)
-        )
+        config = AutoConfig.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        rules = GenerationConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        assert config.architectures == [type(model).__name__] and config.vocab_size == len(
-            Chat(folder).newline
-        ) == len(tokenizer)
-        assert (
-            rules.eos_token_id == tokenizer.eos_token_id == Chat(folder).eos
-            and tokenizer.chat_template
-        )
-        assert all(
-            (folder / f).read_bytes() == (ROOT / "seed" / f).read_bytes()
-            for f in TRAVELS
-            if (ROOT / "seed" / f).exists()
-        )
+        assert config.architectures == [type(model).__name__]
+        assert config.vocab_size == len(Chat(folder).newline) == len(tokenizer)
+        assert rules.eos_token_id == tokenizer.eos_token_id == Chat(folder).eos
+        assert tokenizer.chat_template
+        for file in TRAVELS:
+            if (ROOT / "seed" / file).exists():
+                assert (folder / file).read_bytes() == (ROOT / "seed" / file).read_bytes()
         ids = torch.tensor([Chat(folder).prompt("Spell cat for Mia.")])
         written = model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=5, do_sample=False
@@ -463,16 +383,16 @@ def test_a_saved_model_is_whole(finished):
 
 
 def test_what_travels_with_a_model(cwd):
-    """Guards against: a tokenizer file left behind, so that the copy splits text in another way; old weights carried along."""
+    """Guards against: a tokenizer file left behind, so that the copy splits text in another way.
+
+    Also against: old weights carried along.
+    """
     for name in (*TRAVELS, "optimizer.pt", "model-00001-of-00002.safetensors", "README.md"):
         (cwd / "from" / name).parent.mkdir(exist_ok=True)
         (cwd / "from" / name).write_text(f"this is {name}")
     save(tiny_gpt(), cwd / "to", source=cwd / "from")
-    assert {p.name for p in (cwd / "to").iterdir()} == {
-        *TRAVELS,
-        "config.json",
-        "model.safetensors",
-    }
+    made = {p.name for p in (cwd / "to").iterdir()}
+    assert made == {*TRAVELS, "config.json", "model.safetensors"}
     assert all((cwd / "to" / name).read_text() == f"this is {name}" for name in TRAVELS)
     needed = {
         "tokenizer.json",
@@ -489,12 +409,14 @@ def test_what_travels_with_a_model(cwd):
 
 
 def test_pairs_are_what_trl_reads(finished):
-    """Guards against: a pairs.jsonl that TRL's DPOTrainer refuses: prompt, chosen and rejected, each a text in every row, and
-    columns of one kind throughout."""
+    """Guards against: a pairs.jsonl that TRL's DPOTrainer refuses.
+
+    It wants prompt, chosen and rejected, each a text in every row, and columns of one kind
+    throughout.
+    """
     pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
-    assert pairs and all(
-        isinstance(p[k], str) for p in pairs for k in ("prompt", "chosen", "rejected")
-    )
+    assert pairs
+    assert all(isinstance(p[k], str) for p in pairs for k in ("prompt", "chosen", "rejected"))
     assert all(p["prompt"] and p["chosen"] != p["rejected"] for p in pairs)
     assert len({tuple(p) for p in pairs}) == 1 and "messages" not in pairs[0]
     assert len({tuple(isinstance(v, (int, float)) for v in p.values()) for p in pairs}) == 1

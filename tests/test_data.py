@@ -1,34 +1,27 @@
-"""data.py: one prompt format, exact masks, exact ROUGE-L, and readers that say file and line."""
+"""core/chat.py, core/batches.py, prompts.py: one prompt format, exact masks, exact ROUGE-L."""
 
-import json
 import random
 from collections import Counter
 from fractions import Fraction
 
 import pytest
 import torch
+from conftest import ROOT, SPECIALS, write_tokenizer
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer
 
-from conftest import ROOT, SPECIALS, write_tokenizer
-from data import (
-    Candidate,
-    Chat,
-    Example,
-    UserError,
-    collate,
-    read_jsonl,
-    read_prompts,
-    read_ranked,
-    read_texts,
-    write_jsonl,
-)
+from core.batches import collate
+from core.chat import Chat
+from core.errors import UserError
+from core.records import Candidate, Example
 from prompts import Text, Texts
 
 LLAMA3 = (
-    "{% set loop_messages = messages %}{% for message in loop_messages %}{% set content = '<|im_start|>' + message['role']"
-    " + '\n\n'+ message['content'] | trim + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}"
-    "{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
+    "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|im_start|>' + message['role'] + '\n\n'+ message['content'] | trim"
+    " + '<|im_end|>' %}{% if loop.index0 == 0 %}{% set content = bos_token + content %}{% endif %}"
+    "{{ content }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n\n' }}{% endif %}"
 )
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}\n"
@@ -61,7 +54,8 @@ def folder(request, tmp_path):
 
 @pytest.mark.parametrize("talk", TALKS, ids=lambda t: f"{len(t)} {t[0]['content'][:8]}")
 def test_template_equals_transformers(folder, talk):
-    """Guards against: two owners of the prompt format (Oxen trains with another template than it samples with)."""
+    """Guards against: two owners of the prompt format (Oxen trains with another template than it
+    samples with)."""
     theirs = AutoTokenizer.from_pretrained(folder)
     assert Chat(folder).render(talk) == theirs.apply_chat_template(
         talk, add_generation_prompt=True, return_dict=False
@@ -78,7 +72,8 @@ def add_bos(folder) -> None:
 
 
 def test_one_bos(tmp_path):
-    """Guards against: a second BOS (axolotl #1616), once from the template and once from the tokenizer."""
+    """Guards against: a second BOS (axolotl #1616), once from the template and once from the
+    tokenizer."""
     folder = write_tokenizer(
         tmp_path, chat_template=LLAMA3, bos_token={"content": "<|begin|>", "lstrip": False}
     )
@@ -90,7 +85,8 @@ def test_one_bos(tmp_path):
 
 
 def test_template_file_wins_and_lists_are_read(tmp_path):
-    """Guards against: the newer chat_template.jinja, or the older list of named templates, left unread."""
+    """Guards against: the newer chat_template.jinja, or the older list of named templates, left
+    unread."""
     named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "yes"}]
     folder = write_tokenizer(tmp_path, chat_template=named)
     assert Chat(folder).prompt("x") == Chat(folder).tokenizer.encode("yes").ids
@@ -120,7 +116,8 @@ def test_template_cannot_reach_out(tmp_path):
 
 
 def test_every_eos_ends_and_one_is_written(tmp_path):
-    """Guards against: a chat model that runs on because its second EOS (generation_config.json) is not known."""
+    """Guards against: a chat model that runs on because its second EOS (generation_config.json) is
+    not known."""
     folder = write_tokenizer(tmp_path)
     (folder / "generation_config.json").write_text('{"eos_token_id": [3, 2]}')
     chat = Chat(folder)
@@ -149,7 +146,8 @@ def test_broken_tokenizer(tmp_path, name, text):
 
 
 def test_example_is_prompt_response_and_one_eos(chat):
-    """Guards against: a missing EOS (stopping is never learnt), a double one (TRL #4481), tokens merged at the seam."""
+    """Guards against: a missing EOS (stopping is never learnt), a double one (TRL #4481), tokens
+    merged at the seam."""
     example = chat.example("Why?", "So.")
     assert example.prompt == chat.prompt("Why?")
     assert example.response == chat.tokenizer.encode("So.").ids + [chat.eos]
@@ -157,7 +155,8 @@ def test_example_is_prompt_response_and_one_eos(chat):
 
 
 def test_mask_covers_response_and_eos_only(chat):
-    """Guards against: the flipped SFT mask (lucidrains PR #29) and a lost first token (verl #3287, OpenRLHF #973)."""
+    """Guards against: the flipped SFT mask (lucidrains PR #29) and a lost first token (verl #3287,
+    OpenRLHF #973)."""
     examples = [
         chat.example("a", "long answer"),
         chat.example("a longer question", "yes"),
@@ -178,7 +177,8 @@ def test_mask_covers_response_and_eos_only(chat):
 
 
 def test_a_group_in_one_row():
-    """Guards against: a beginning that is repeated, positions that run on from one example into the next."""
+    """Guards against: a beginning that is repeated, positions that run on from one example into the
+    next."""
     ids, mask, branch, position = collate(
         [[Example([5, 6, 7], [8, 1]), Example([5, 6], [9, 1]), Example([5, 6, 7, 4], [3])]]
     )
@@ -192,6 +192,12 @@ def test_records_cannot_be_changed():
     """Guards against: one stage writing into another's records."""
     with pytest.raises(AttributeError):
         Candidate(0, 0, "x", "y", [1], True).reward = 5.0
+
+
+def test_newline_ids(chat):
+    """Guards against: a stop rule that is never asked."""
+    assert [chat.decode([i]) for i in chat.newline.nonzero()[:, 0].tolist()] == ["\n"]
+    assert len(chat.newline) == 256 + len(SPECIALS)
 
 
 # ---- likeness ----
@@ -208,7 +214,8 @@ def brute_f1(a: list[str], b: list[str]) -> Fraction:
 
 
 def test_likeness_is_rouge_l():
-    """Guards against: a bit trick that nobody checked, a bound that drops likely texts, words counted once that stand twice."""
+    """Guards against: a bit trick that nobody checked, a bound that drops likely texts, words
+    counted once that stand twice."""
     rng, seen = random.Random(0), Counter()
     for _ in range(300):
         one, other = (
@@ -230,7 +237,8 @@ def test_likeness_is_rouge_l():
 
 
 def test_likeness_among_many():
-    """Guards against: an index that forgets a text, a word, or what was added later. Exact, on texts that share words often."""
+    """Guards against: an index that forgets a text, a word, or what was added later. Exact, on
+    texts that share words often."""
     rng, kept, texts, found = random.Random(1), Texts(["a b c"]), [["a", "b", "c"]], []
     for _ in range(300):
         words = [rng.choice("abcdefgh") for _ in range(rng.randrange(1, 12))]
@@ -246,99 +254,3 @@ def test_likeness_ignores_case_and_spaces():
     """Guards against: a copy with a capital letter or a line break taken for a new prompt."""
     assert Texts(["count up to four"]).like(Text("Count  UP to\nfour"), 1.0)
     assert not Texts(["count up to four"]).like(Text("count up to five"), 1.0)
-
-
-# ---- readers ----
-
-BAD_LINES = [
-    (read_jsonl, '{"prompt": "a"}\n\n{"prompt": }', "line 3"),
-    (read_jsonl, '{"prompt": "a"}\n["prompt"]', "line 2"),
-    (read_jsonl, '{"question": "a"}', "line 1.*prompt"),
-    (read_texts, '{"prompt": "a"}\n{"prompt": 5}', "line 2.*prompt"),
-    (read_texts, '{"prompt": "  "}', "line 1.*prompt"),
-    (read_texts, '{"prompt": null}', "line 1.*prompt"),
-]
-
-
-@pytest.mark.parametrize("reader, text, says", BAD_LINES, ids=str)
-def test_malformed_jsonl(tmp_path, reader, text, says):
-    """Guards against: a traceback, or a message that does not name file and line."""
-    path = tmp_path / "rows.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError, match=f"rows.jsonl.*{says}"):
-        reader(path, "prompt")
-
-
-@pytest.mark.parametrize("content", [b"", b"\n \n", b"\xff\xfe\x00", None])
-def test_empty_or_unreadable_file(tmp_path, content):
-    """Guards against: training on nothing without a word."""
-    path = tmp_path / "rows.jsonl"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(UserError, match="rows.jsonl"):
-        read_jsonl(path)
-
-
-RANKED = {
-    "prompt": "p",
-    "responses": ["best", "worst", "middle", "worst too"],
-    "ranks": [0, 2, 1, 2],
-}
-
-
-def test_ranked_answers(tmp_path):
-    """Guards against: groups changed on the way in."""
-    path = tmp_path / "ranked.jsonl"
-    write_jsonl(path, [RANKED])
-    assert read_ranked(path) == [RANKED]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"ranks": [0, 1]},
-        {"responses": ["one"], "ranks": [0]},
-        {"responses": "text"},
-        {"ranks": [0, 1, 2, None]},
-        {"responses": ["a", "b", "c", 4]},
-        {"prompt": None},
-    ],
-    ids=str,
-)
-def test_malformed_ranked_answers(tmp_path, change):
-    """Guards against: the same, for ranked answers."""
-    path = tmp_path / "ranked.jsonl"
-    write_jsonl(path, [RANKED, RANKED | change])
-    with pytest.raises(UserError, match="ranked.jsonl, line 2"):
-        read_ranked(path)
-
-
-def test_prompt_files(tmp_path):
-    """Guards against: a JSONL of prompts asked as if it were text; U+2028 inside a prompt taken for a line end; the same
-    prompts on every trip."""
-    path = tmp_path / "prompts"
-    path.write_text("First one.\n\n  Second\u2028one. \n")
-    assert read_prompts(path, 2, trip=1) == ["First one.", "Second\u2028one."]
-    path.write_text(
-        "".join(json.dumps({"id": i, "prompt": f"Prompt\n{i}"}) + "\n" for i in range(5))
-    )
-    assert [read_prompts(path, 2, trip=t) for t in (1, 2)] == [
-        ["Prompt\n0", "Prompt\n1"],
-        ["Prompt\n2", "Prompt\n3"],
-    ]
-    with pytest.raises(UserError, match="prompts.*--n-prompts"):
-        read_prompts(path, 2, trip=3)
-
-
-def test_written_rows_come_back(tmp_path):
-    """Guards against: half-written files left behind, and texts that are not ASCII lost on the way."""
-    rows = [{"text": 'ünï\u2028\n"{}'}, {"score": None}]
-    write_jsonl(tmp_path / "new" / "rows.jsonl", rows)
-    assert read_jsonl(tmp_path / "new" / "rows.jsonl") == rows
-    assert [p.name for p in (tmp_path / "new").iterdir()] == ["rows.jsonl"]
-
-
-def test_newline_ids(chat):
-    """Guards against: a stop rule that is never asked."""
-    assert [chat.decode([i]) for i in chat.newline.nonzero()[:, 0].tolist()] == ["\n"]
-    assert len(chat.newline) == 256 + len(SPECIALS)

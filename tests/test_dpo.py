@@ -1,4 +1,7 @@
-"""dpo.py: log-probs against brute force, the loss by hand, and what a step may and may not change."""
+"""dpo.py: log-probs against brute force, the loss by hand.
+
+And what a step may and may not change.
+"""
 
 import copy
 import math
@@ -7,10 +10,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import tiny_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dpo as module
-from conftest import tiny_gpt
 from data import Example, UserError, collate, micro_batches
 from dpo import (
     PickedLogps,
@@ -38,14 +41,16 @@ STEADY = Recipe(lr=1e-2, lr_end=1e-2, warmup=0, batch_size=4)
 
 def examples(count: int, seed: int = 0) -> list[Example]:
     rng = random.Random(seed)
-    text = lambda most: [rng.randrange(2, 260) for _ in range(rng.randrange(1, most))]
+
+    def text(most: int) -> list[int]:
+        return [rng.randrange(2, 260) for _ in range(rng.randrange(1, most))]
+
     return [Example(text(9), text(7) + [1]) for _ in range(count)]
 
 
 def pairs(count: int) -> list[tuple[Example, Example]]:
-    return [
-        (a, Example(a.prompt, b.response)) for a, b in zip(examples(count), examples(count, seed=1))
-    ]
+    sides = zip(examples(count), examples(count, seed=1))
+    return [(a, Example(a.prompt, b.response)) for a, b in sides]
 
 
 def weights(model: GPT) -> dict[str, torch.Tensor]:
@@ -59,15 +64,11 @@ def same(a: dict, b: dict) -> bool:
 @torch.no_grad()
 def brute(model: GPT, example: Example) -> list[float]:
     """log p of each response token, one softmax at a time, one row at a time."""
-    found, read = [], list(example.prompt)
+    found = []
+    read = list(example.prompt)
     for token in example.response:
-        found.append(
-            model.logits(model(torch.tensor([read])))[0, -1]
-            .double()
-            .softmax(-1)[token]
-            .log()
-            .item()
-        )
+        logits = model.logits(model(torch.tensor([read])))[0, -1]  # (V)
+        found.append(logits.double().softmax(-1)[token].log().item())
         read.append(token)
     return found
 
@@ -76,7 +77,10 @@ def brute(model: GPT, example: Example) -> list[float]:
 
 
 def test_the_shift(model):
-    """Guards against: lucidrains' missing shift, which scores a perfect prediction at -40 a token."""
+    """Guards against: lucidrains' missing shift.
+
+    It scores a perfect prediction at -40 a token.
+    """
     for example in examples(5):
         ids, mask, *_ = collate([[example]])
         found = token_logps(model, ids, mask)[0]
@@ -86,7 +90,10 @@ def test_the_shift(model):
 
 
 def test_sum_over_response_and_eos(model):
-    """Guards against: the mean in place of the sum (lucidrains), a lost first token (verl #3287, OpenRLHF #973), a lost EOS."""
+    """Guards against: the mean in place of the sum (lucidrains).
+
+    Also against: a lost first token (verl #3287, OpenRLHF #973), a lost EOS.
+    """
     rows = examples(6)
     expected = [sum(brute(model, e)) for e in rows]
     assert sequence_logps(model, [[e] for e in rows]).tolist() == pytest.approx(expected, abs=1e-3)
@@ -109,7 +116,10 @@ def gradients(model: GPT, rows: list[Example]) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_chunks_change_nothing(monkeypatch, tied):
-    """Guards against: a memory trick that is only nearly the same loss, or loses the gradient of the head."""
+    """Guards against: a memory trick that is only nearly the same loss.
+
+    Also against: one that loses the gradient of the head.
+    """
     model, rows = tiny_gpt(tie_word_embeddings=tied), examples(6)
     whole, expected = gradients(model, rows), sft_loss(model, [[e] for e in rows]).item()
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * 260)
@@ -127,26 +137,26 @@ class Sizes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
-        self.shapes += [
-            tuple(x.shape)
-            for x in (made if isinstance(made, (tuple, list)) else [made])
-            if isinstance(x, torch.Tensor)
-        ]
+        results = made if isinstance(made, (tuple, list)) else [made]
+        self.shapes += [tuple(x.shape) for x in results if isinstance(x, torch.Tensor)]
         return made
 
 
 @pytest.mark.parametrize("at_once", [1 << 24, 4 * 260], ids=["whole", "chunks of 4"])
 def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
-    """Guards against: logits of B x T x V (TRL #3985, LlamaFactory #4810: out of memory), forward or backward."""
+    """Guards against: logits of B x T x V, forward or backward.
+
+    (TRL #3985, LlamaFactory #4810: out of memory.)
+    """
     monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
-    rows, V, D = examples(6), model.config.vocab_size, model.config.hidden_size
+    rows = examples(6)
+    V, D = model.config.vocab_size, model.config.hidden_size
     groups = [rows[:3], rows[3:4], rows[4:]]
     size = collate(groups)[0].numel()
     with Sizes() as seen:
         sequence_logps(model, groups).sum().backward()
-    met = [
-        math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)
-    ]  # (D,V): the head's weight
+    # (D,V) is the head's weight.
+    met = [math.prod(s[:-1]) for s in seen.shapes if s[-1:] == (V,) and s != (D, V)]
     answered = sum(len(e.response) for e in rows)
     assert max(met) == min(answered, at_once // V) < size
     assert max(map(math.prod, seen.shapes)) < size * V
@@ -168,84 +178,98 @@ def test_picked_logps_is_log_softmax(monkeypatch, at_once):
 
 
 def test_a_pair_in_one_row_is_two_rows(model):
-    """Guards against: a rejected answer that sees the chosen one, stands at the wrong position, or is told by the wrong token."""
+    """Guards against: a rejected answer that sees the chosen one.
+
+    Also against: one that stands at the wrong position, or is told by the wrong token.
+    """
     both = pairs(7)
     chosen, rejected = pair_logps(model, both)
     for found, side in ((chosen, 0), (rejected, 1)):
         alone = sequence_logps(model, [[p[side]] for p in both])
         torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
     together = torch.autograd.grad((chosen * 2 - rejected * 3).sum(), list(model.parameters()))
-    apart = torch.autograd.grad(
-        2 * sequence_logps(model, [[w] for w, _ in both]).sum()
-        - 3 * sequence_logps(model, [[l] for _, l in both]).sum(),
-        list(model.parameters()),
-    )
+    better = sequence_logps(model, [[w] for w, _ in both])
+    worse = sequence_logps(model, [[loser] for _, loser in both])
+    apart = torch.autograd.grad(2 * better.sum() - 3 * worse.sum(), list(model.parameters()))
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
-    assert [length(*p) for p in both] == [
-        len(w.prompt) + 1 + len(w.response) + len(l.response) for w, l in both
-    ]
+    for w, loser in both:
+        assert length(w, loser) == len(w.prompt) + 1 + len(w.response) + len(loser.response)
 
 
 def alike(count: int) -> list[Example]:
-    """Examples that begin with the same nine tokens, two of them with nothing else before the response."""
-    return [Example([7] * 9 + e.prompt, e.response) for e in examples(count - 2)] + [
-        Example([7] * 9, e.response) for e in examples(2, 5)
-    ]
+    """Examples that begin with the same nine tokens.
+
+    Two of them have nothing else before the response.
+    """
+    start = [7] * 9
+    longer = [Example(start + e.prompt, e.response) for e in examples(count - 2)]
+    return longer + [Example(start, e.response) for e in examples(2, 5)]
 
 
 def test_what_begins_alike_is_read_together(model):
-    """Guards against: examples that see each other, or a beginning counted twice; a group too long for a pass; a row lost or doubled."""
+    """Guards against: examples that see each other, or a beginning counted twice.
+
+    Also against: a group too long for a pass; a row lost or doubled.
+    """
     rows = alike(11) + examples(5)
     groups = together(rows, range(16), 60)
-    assert sorted(r for g in groups for r in g) == list(range(16)) and {len(g) for g in groups} >= {
-        1,
-        4,
-    }
+    assert sorted(r for g in groups for r in g) == list(range(16))
+    assert {len(g) for g in groups} >= {1, 4}
     grouped = [[rows[r] for r in g] for g in groups]
-    assert all(
-        length(*g) <= 60 and (len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9)
-        for g in grouped
-    )
+    for g in grouped:
+        assert length(*g) <= 60
+        assert len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9
     assert collate(grouped)[0].shape == (len(groups), max(length(*g) for g in grouped))
     assert [len(g) for g in together(alike(11), range(11), 25)].count(1) > 0  # no room for many
-    found, alone = (
-        sequence_logps(model, grouped),
-        sequence_logps(model, [[e] for g in grouped for e in g]),
-    )
+    found = sequence_logps(model, grouped)
+    alone = sequence_logps(model, [[e] for g in grouped for e in g])
     torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
     weights = torch.randn(16)
-    for a, b in zip(
-        *(
-            torch.autograd.grad((x * weights).sum(), list(model.parameters()))
-            for x in (found, alone)
-        )
-    ):
+    parameters = list(model.parameters())
+    gradient = torch.autograd.grad((found * weights).sum(), parameters)
+    expected = torch.autograd.grad((alone * weights).sum(), parameters)
+    for a, b in zip(gradient, expected):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
 
 
+def counted(layer, calls: list[int]):
+    """The layer's forward pass, which notes in `calls` that it was called."""
+    forward = type(layer).forward
+
+    def noting(*args):
+        calls.append(1)
+        return forward(layer, *args)
+
+    return noting
+
+
 def test_recompute_changes_no_gradient(model):
-    """Guards against: a cheaper backward pass through other numbers, dropout among them; a switch that is never thrown."""
-    rows, logs, kept = examples(8), [], []
+    """Guards against: a cheaper backward pass through other numbers, dropout among them.
+
+    Also against: a switch that is never thrown.
+    """
+    rows, logs, counts = examples(8), [], []
     for recompute in (False, True):
-        trained, shapes = copy.deepcopy(model), []
+        trained = copy.deepcopy(model)
+        calls = []
         recipe = replace(STEADY, recompute=recompute, dropout=0.2, seed=3)
-        block = type(trained.layers[0]).forward
-        trained.layers[0].forward = lambda *args, block=block, layer=trained.layers[0]: (
-            shapes.append(1) or block(layer, *args)
-        )
+        trained.layers[0].forward = counted(trained.layers[0], calls)
         logs.append([(s["loss"], s["grad_norm"]) for s in sft(trained, rows, recipe)])
-        kept.append(len(shapes))
+        counts.append(len(calls))
         assert not trained.recompute
     assert logs[0] == [pytest.approx(pair, rel=1e-5) for pair in logs[1]]
-    assert kept[1] == 2 * kept[0]
+    assert counts[1] == 2 * counts[0]
 
 
 # ---- the losses ----
 
 
 def test_dpo_loss_by_hand():
-    """Guards against: a flipped sign or a beta in the wrong place. beta ((-1 + 3) - (-6 + 4)) = 2."""
+    """Guards against: a flipped sign or a beta in the wrong place.
+
+    beta ((-1 + 3) - (-6 + 4)) = 2.
+    """
     numbers = [torch.tensor([x]) for x in (-1.0, -6.0, -3.0, -4.0)]
     assert dpo_loss(*numbers, beta=0.5).item() == pytest.approx(math.log(1 + math.exp(-2)))
     far = dpo_loss(*(torch.tensor([x]) for x in (-2000.0, 0.0, 0.0, 0.0)), beta=0.1)
@@ -254,25 +278,23 @@ def test_dpo_loss_by_hand():
 
 def test_gradient_sign():
     """Guards against: training on the rejected answers."""
-    chosen, rejected = (
-        torch.tensor([-5.0], requires_grad=True),
-        torch.tensor([-5.0], requires_grad=True),
-    )
+    chosen = torch.tensor([-5.0], requires_grad=True)
+    rejected = torch.tensor([-5.0], requires_grad=True)
     dpo_loss(chosen, rejected, chosen.detach(), rejected.detach(), beta=0.1).sum().backward()
-    assert chosen.grad.item() == pytest.approx(-0.05) and rejected.grad.item() == pytest.approx(
-        0.05
-    )
+    assert chosen.grad.item() == pytest.approx(-0.05)
+    assert rejected.grad.item() == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_first_loss_is_ln_2(dtype):
-    """Guards against: a reference that is not M_t, dropout in it, or batches of another shape (lucidrains #31, TRL #1311)."""
-    log = dpo(
-        tiny_gpt(), pairs(10), Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype), beta=0.1
-    )
-    assert log[0]["dpo_loss"] == pytest.approx(
-        math.log(2), abs=1e-6 if dtype == torch.float32 else 2e-2
-    )
+    """Guards against: a reference that is not M_t.
+
+    Also against: dropout in it, or batches of another shape (lucidrains #31, TRL #1311).
+    """
+    recipe = Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype)
+    log = dpo(tiny_gpt(), pairs(10), recipe, beta=0.1)
+    near = 1e-6 if dtype == torch.float32 else 2e-2
+    assert log[0]["dpo_loss"] == pytest.approx(math.log(2), abs=near)
     assert log[0]["loss"] == pytest.approx(log[0]["dpo_loss"], rel=1e-5)
 
 
@@ -280,18 +302,18 @@ def test_the_reference_is_m_t_and_stays(monkeypatch, model):
     """Guards against: a reference that moves with the model; a reference of other weights."""
     seen, loss, rows = [], module.dpo_loss, pairs(3)
     before = copy.deepcopy(model)
-    monkeypatch.setattr(
-        module, "dpo_loss", lambda *a, **kw: seen.append(torch.stack(a[2:], 1)) or loss(*a, **kw)
-    )
+
+    def noting(*args, **more):
+        seen.append(torch.stack(args[2:], 1))
+        return loss(*args, **more)
+
+    monkeypatch.setattr(module, "dpo_loss", noting)
     dpo(model, rows, Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000), beta=0.1)
-    expected = torch.stack(
-        [sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)], 1
-    ).detach()
+    sides = [sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)]
+    expected = torch.stack(sides, 1).detach().sort(0).values
     assert len(seen) == 5
     for reference in seen:
-        torch.testing.assert_close(
-            reference.sort(0).values, expected.sort(0).values, atol=1e-4, rtol=0
-        )
+        torch.testing.assert_close(reference.sort(0).values, expected, atol=1e-4, rtol=0)
         assert not reference.requires_grad
 
 
@@ -299,14 +321,16 @@ def test_reference_follows_its_pairs(model):
     """Guards against: batches sorted by length that are not put back in order."""
     rows = pairs(12)
     found = reference_logps(model, rows, Recipe(tokens=50))
-    for pair, (chosen, rejected) in zip(rows, found.tolist()):
-        assert (chosen, rejected) == pytest.approx(
-            (sum(brute(model, pair[0])), sum(brute(model, pair[1]))), abs=1e-3
-        )
+    for pair, logps in zip(rows, found.tolist()):
+        expected = [sum(brute(model, example)) for example in pair]
+        assert logps == pytest.approx(expected, abs=1e-3)
 
 
 def test_margin_grows_on_one_pair(model):
-    """Guards against: a loop that runs and learns nothing. Chosen goes up against rejected, and the loss falls."""
+    """Guards against: a loop that runs and learns nothing.
+
+    Chosen goes up against rejected, and the loss falls.
+    """
     log = dpo(model, pairs(1), Recipe(epochs=30, lr=1e-3, lr_end=1e-3, warmup=0), beta=0.1)
     assert log[0]["margin"] == pytest.approx(0, abs=1e-5)
     assert log[-1]["margin"] > 0.5 and log[-1]["accuracy"] == 1 and log[-1]["dpo_loss"] < 0.5
@@ -314,12 +338,14 @@ def test_margin_grows_on_one_pair(model):
 
 
 def test_replay_joins_every_step():
-    """Guards against: a switch that is never wired up (lucidrains), or that leaks into the DPO figures."""
+    """Guards against: a switch that is never wired up (lucidrains).
+
+    Also against: one that leaks into the DPO figures.
+    """
     rows, judged = pairs(8), examples(20, seed=2)
     models = [tiny_gpt(), tiny_gpt()]
-    without, replayed = (
-        dpo(m, rows, STEADY, beta=0.1, replay=judged, replay_size=n) for m, n in zip(models, (0, 4))
-    )
+    without = dpo(models[0], rows, STEADY, beta=0.1, replay=judged, replay_size=0)
+    replayed = dpo(models[1], rows, STEADY, beta=0.1, replay=judged, replay_size=4)
     assert len(without) == len(replayed) == 2
     for step in replayed:
         assert step["loss"] > step["dpo_loss"] + 0.1
@@ -362,9 +388,8 @@ def test_every_example_weighs_the_same(model):
     """Guards against: the digit of a short verdict drowned among the words of the answers."""
     rows = [Example([5, 6], [7, 1]), Example([5, 8], [9] * 40 + [1]), Example([5], [1])]
     logps = [brute(model, e) for e in rows]
-    by_example, by_token = (
-        sft(copy.deepcopy(model), rows, Recipe(even=even))[0]["loss"] for even in (True, False)
-    )
+    by_example = sft(copy.deepcopy(model), rows, Recipe(even=True))[0]["loss"]
+    by_token = sft(copy.deepcopy(model), rows, Recipe(even=False))[0]["loss"]
     assert by_example == pytest.approx(-sum(sum(x) / len(x) for x in logps) / 3, rel=1e-4)
     assert by_token == pytest.approx(-sum(map(sum, logps)) / sum(map(len, logps)), rel=1e-4)
 
@@ -413,14 +438,15 @@ def test_micro_batches():
     "count, size, epochs", [(10, 4, 3), (8, 4, 1), (3, 16, 2), (33, 16, 1), (1, 1, 4)]
 )
 def test_plan(count, size, epochs):
-    """Guards against: rows seen twice or never in an epoch, a last step of one row, and one order for all epochs."""
+    """Guards against: rows seen twice or never in an epoch.
+
+    Also against: a last step of one row, and one order for all epochs.
+    """
     steps = plan(count, Recipe(epochs=epochs, batch_size=size, seed=1))
     each = math.ceil(count / size)
-    assert (
-        len(steps) == each * epochs
-        and max(map(len, steps)) <= size
-        and max(map(len, steps)) - min(map(len, steps)) <= 1
-    )
+    assert len(steps) == each * epochs
+    assert max(map(len, steps)) <= size
+    assert max(map(len, steps)) - min(map(len, steps)) <= 1
     orders = [[r for s in steps[e * each : (e + 1) * each] for r in s] for e in range(epochs)]
     assert all(sorted(o) == list(range(count)) for o in orders)
     if count > 3:
@@ -444,7 +470,10 @@ def test_learning_rate():
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_non_finite_loss_stops(train, bad):
-    """Guards against: a run that goes on with NaN weights (TRL #1199). The message names the stage, the step and the rows."""
+    """Guards against: a run that goes on with NaN weights (TRL #1199).
+
+    The message names the stage, the step and the rows.
+    """
     model = tiny_gpt()
     with torch.no_grad():
         model.norm.weight[0] = bad
@@ -453,7 +482,10 @@ def test_non_finite_loss_stops(train, bad):
 
 
 def test_non_finite_gradient_stops(model):
-    """Guards against: a loss that looks well while its gradient turns every weight into NaN: sqrt at 0."""
+    """Guards against: a loss that looks well while its gradient turns every weight into NaN.
+
+    The case is sqrt at 0.
+    """
 
     def loss_fn(rows):
         return (model.norm.weight.sum() * 0).sqrt(), {}
@@ -505,7 +537,10 @@ def test_muon_moves_every_weight(model):
 
 
 def test_muon_is_torch_muon():
-    """Guards against: another step than torch.optim.Muon's, which computes it in bf16; matrices of one shape mixed up."""
+    """Guards against: another step than torch.optim.Muon's, which computes it in bf16.
+
+    Also against: matrices of one shape mixed up.
+    """
     rng = torch.Generator().manual_seed(0)
     shapes = [(24, 60), (60, 24), (24, 60), (16, 48), (40, 16)]
     ours, theirs = ([torch.nn.Parameter(torch.zeros(s)) for s in shapes] for _ in range(2))

@@ -1,4 +1,4 @@
-"""data.py: the formats that people have. What can be read is read alike; what cannot is named with file and line."""
+"""worlds/people.py: the formats that people have. An error names the file and the line."""
 
 import gzip
 import json
@@ -6,9 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
-from data import UserError, read_ift, read_oasst, write_jsonl
+
+from core.errors import UserError
+from core.files import write_jsonl
+from worlds.people import read_ift, read_oasst
 
 OASST_SAMPLE = ROOT.parent / "shared" / "data" / "oasst_trees_sample.jsonl"
 
@@ -60,7 +62,8 @@ ROWS = {
 
 @pytest.mark.parametrize("name", ROWS)
 def test_instruction_formats(tmp_path, name):
-    """Guards against: a field left out, a later turn taken for the answer, a prompt that loses its input or system message."""
+    """Guards against: a field left out, a later turn taken for the answer, a prompt that loses its
+    input or system message."""
     row, prompt, response = ROWS[name]
     write_jsonl(tmp_path / "rows.jsonl", [row])
     assert read_ift(tmp_path / "rows.jsonl") == [{"prompt": prompt, "response": response}]
@@ -106,7 +109,8 @@ BAD_ROWS = {
 
 @pytest.mark.parametrize("name", BAD_ROWS)
 def test_bad_instruction_data(tmp_path, name):
-    """Guards against: a traceback, an empty text trained on, or a message that does not say which line."""
+    """Guards against: a traceback, an empty text trained on, or a message that does not say which
+    line."""
     write_jsonl(tmp_path / "rows.jsonl", [ROWS["messages"][0], BAD_ROWS[name]])
     with pytest.raises(UserError, match=r"rows\.jsonl, line 2"):
         read_ift(tmp_path / "rows.jsonl")
@@ -139,7 +143,8 @@ def test_bad_instruction_data(tmp_path, name):
     ],
 )
 def test_harder_instruction_data(tmp_path, row, expected):
-    """Guards against: real sets refused (`prompt` beside `messages`), a traceback, and Python's own spelling of a list as a prompt."""
+    """Guards against: real sets refused (`prompt` beside `messages`), a traceback, and Python's own
+    spelling of a list as a prompt."""
     write_jsonl(tmp_path / "rows.jsonl", [row])
     if expected:
         assert read_ift(tmp_path / "rows.jsonl") == [dict(zip(("prompt", "response"), expected))]
@@ -176,7 +181,8 @@ GROUP = {"prompt": "Why?", "responses": ["best", "middle", "worst"], "ranks": [0
 
 
 def test_trees_give_answers_and_groups(tmp_path):
-    """Guards against: ranks read in file order, later turns of a talk taken for first answers, the worst reply as demonstration."""
+    """Guards against: ranks read in file order, later turns of a talk taken for first answers, the
+    worst reply as demonstration."""
     ift, ranked = read_oasst(
         trees(tmp_path / "trees.jsonl", FULL, message("How?", message("So.", rank=0))), lang="en"
     )
@@ -244,7 +250,8 @@ def test_what_trees_do_not_give(tmp_path):
     ids=str,
 )
 def test_trees_without_ranked_replies(tmp_path, root):
-    """Guards against: an empty set trained on in silence, because of a language that is not there."""
+    """Guards against: an empty set trained on in silence, because of a language that is not
+    there."""
     with pytest.raises(UserError, match=r"trees\.jsonl.*'en'.*--lang"):
         read_oasst(trees(tmp_path / "trees.jsonl", root), lang="en")
 
@@ -300,7 +307,8 @@ def test_lines_that_are_no_trees(tmp_path):
     reason="the sample of real trees lies beside the repository, not in it",
 )
 def test_real_trees():
-    """Guards against: a reader that fits its own tests only. The counts are taken once more, another way."""
+    """Guards against: a reader that fits its own tests only. The counts are taken once more,
+    another way."""
     roots = [
         json.loads(line)["prompt"] for line in OASST_SAMPLE.read_text(encoding="utf-8").splitlines()
     ]

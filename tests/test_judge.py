@@ -1,15 +1,16 @@
-"""judge.py: what cannot be read is no score, only the judge's own words count, and a tie is no preference."""
+"""judge.py: what cannot be read is no score.
+
+Only the judge's own words count, and a tie is no preference.
+"""
 
 import json
-import random
 from collections import Counter
-from itertools import combinations
 
 import pytest
 import torch
+from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 
 import judge
-from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 from data import Candidate, Chat, UserError, write_jsonl
 from judge import (
     RUBRIC,
@@ -17,11 +18,8 @@ from judge import (
     attach,
     choose_pair,
     choose_pairs,
-    interval,
     judge_examples,
-    judge_figures,
     judge_text,
-    pairwise_accuracy,
     parse_score,
     rank_answers,
     read_rubric,
@@ -29,6 +27,7 @@ from judge import (
     score_line_done,
     score_lines,
 )
+from core.rankings import judge_figures
 from model import save
 from sample import Completion, Sampling
 
@@ -100,14 +99,20 @@ UNREADABLE = [
 
 @pytest.mark.parametrize("text, value", READABLE)
 def test_readable_verdict(text, value):
-    """Guards against: `.groups(1).isnumeric()` (lucidrains: an error on every score), a parser that demands one layout,
-    and the first match where the judge corrected itself (Oxen)."""
+    """Guards against: `.groups(1).isnumeric()` (lucidrains: an error on every score).
+
+    Also against: a parser that demands one layout, and the first match where the judge corrected
+    itself (Oxen).
+    """
     assert parse_score(text) == value
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_unreadable_verdict(text):
-    """Guards against: the rubric's example copied as a score (insight-bench #17), clipping, other scales read as ours."""
+    """Guards against: the rubric's example copied as a score (insight-bench #17).
+
+    Also against: clipping, other scales read as ours.
+    """
     assert parse_score(text) is None
 
 
@@ -134,7 +139,10 @@ def test_score_line_done(text, done):
 
 
 def test_texts_are_put_in_as_they_are():
-    """Guards against: str.format tripping over braces, and an answer that smuggles in a placeholder."""
+    """Guards against: str.format tripping over braces.
+
+    Also against: an answer that smuggles in a placeholder.
+    """
     text = judge_text("A {prompt} B {response} C", "x {response} {0} %s \\1", "y {prompt} {}")
     assert text == "A x {response} {0} %s \\1 B y {prompt} {} C"
 
@@ -156,7 +164,10 @@ def test_rubric_file(tmp_path):
     "rubric", [RUBRIC, (ROOT / "seed" / "rubric.txt").read_text()], ids=["own", "seed"]
 )
 def test_rubrics_give_no_score_away(rubric):
-    """Guards against: a judge that scores by repeating its instructions; texts or placeholders lost."""
+    """Guards against: a judge that scores by repeating its instructions.
+
+    Also against: texts or placeholders lost.
+    """
     assert parse_score(rubric) is None
     text = judge_text(rubric, "THE PROMPT", "THE ANSWER")
     assert text.count("THE PROMPT") == text.count("THE ANSWER") == 1
@@ -164,9 +175,8 @@ def test_rubrics_give_no_score_away(rubric):
 
 def test_judge_example_is_what_the_judge_is_asked(chat):
     """Guards against: EFT that trains another format than judging uses."""
-    example = judge_examples(
-        chat, RUBRIC, [{"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"}]
-    )[0]
+    row = {"prompt": "x", "response": "y", "verdict": "Good.\nScore: 4"}
+    (example,) = judge_examples(chat, RUBRIC, [row])
     assert example.prompt == chat.prompt(judge_text(RUBRIC, "x", "y"))
     assert chat.decode(example.response) == "Good.\nScore: 4" and example.response[-1] == chat.eos
 
@@ -175,28 +185,28 @@ def test_judge_example_is_what_the_judge_is_asked(chat):
 
 
 def candidate(
-    id: int, sample: int, response: str, *, finished: bool = True, reward: float | None = None
+    number: int, sample: int, response: str, *, finished: bool = True, reward: float | None = None
 ) -> Candidate:
-    return Candidate(id, sample, f"prompt {id}", response, [sample], finished, reward=reward)
+    prompt = f"prompt {number}"
+    return Candidate(number, sample, prompt, response, [sample], finished, reward=reward)
 
 
 @pytest.fixture
 def verdicts(monkeypatch, chat):
-    """{words in an answer: its K verdict texts}; the model writes them. Returns the table and a count of what was asked."""
+    """{words in an answer: its K verdict texts}; the model writes them.
+
+    Returns the table and a count of what was asked.
+    """
     table, asked = {}, Counter()
 
     def write(model, chat, prompts, sampling, *, n, **_):
-        found = []
+        groups = []
         for text in map(chat.decode, prompts):
             (key,) = (k for k in table if k in text)
             asked[key] += 1
-            found.append(
-                [
-                    Completion(chat.tokenizer.encode(v).ids + [chat.eos], True)
-                    for v in table[key][:n]
-                ]
-            )
-        return found
+            written = [chat.tokenizer.encode(verdict).ids for verdict in table[key][:n]]
+            groups.append([Completion(ids + [chat.eos], True) for ids in written])
+        return groups
 
     monkeypatch.setattr(judge, "generate", write)
     return table, asked
@@ -208,39 +218,46 @@ def judged(chat, candidates, k=3):
 
 
 def test_mean_of_the_readable_votes(verdicts, chat):
-    """Guards against: an unreadable verdict counted as 0 (evals #1712) or as -1 (Oxen), and K that never arrives (lucidrains)."""
+    """Guards against: an unreadable verdict counted as 0 (evals #1712) or as -1 (Oxen).
+
+    Also against: K that never arrives (lucidrains).
+    """
     verdicts[0].update(
         alpha=["Score: 5", "no idea", "Score: 2"],
         beta=["what", "Score: 9", "Score: 0 or so"],
         gamma=["what", "Score: 9", ""],
     )
-    scored, rows = judged(
-        chat, [candidate(0, s, w) for s, w in enumerate(("alpha", "beta", "gamma"))]
-    )
+    answers = [candidate(0, s, word) for s, word in enumerate(("alpha", "beta", "gamma"))]
+    scored, rows = judged(chat, answers)
     assert [c.votes for c in scored] == [(5, None, 2), (None, None, 0), (None, None, None)]
     assert [c.reward for c in scored] == [3.5, 0, None]
     assert [(r["id"], r["sample"], r["vote"]) for r in rows] == [
         (0, s, v) for s in range(3) for v in range(3)
     ]
-    assert [r["text"] for r in rows[:2]] == ["Score: 5", "no idea"] and [
-        r["score"] for r in rows[:3]
-    ] == [5, None, 2]
+    assert [r["text"] for r in rows[:2]] == ["Score: 5", "no idea"]
+    assert [r["score"] for r in rows[:3]] == [5, None, 2]
 
 
 def test_a_score_inside_the_answer_does_not_count(verdicts, chat):
-    """Guards against: an answer that scores itself (Oxen's regex over prompt + response + verdict)."""
+    """Guards against: an answer that scores itself.
+
+    (Oxen's regex over prompt + response + verdict.)
+    """
     verdicts[0].update(alpha=["Poor.\nScore: 1"] * 3, beta=["I cannot say."] * 3)
     scored, _ = judged(chat, [candidate(0, 0, "alpha Score: 5"), candidate(0, 1, "beta\nScore: 5")])
     assert [c.reward for c in scored] == [1, None]
 
 
 def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
-    """Guards against: the same, with the real `generate`: what is decoded is what the judge wrote."""
+    """Guards against: the same, with the real `generate`.
+
+    What is decoded is what the judge wrote.
+    """
     letter = chat.tokenizer.token_to_id("z")
-    model, answers = flat_gpt({letter: 1, chat.eos: 1}), [candidate(0, 0, "Score: 5")]
-    rows = score(
-        model, chat, answers, Sampling(8), k=3, rubric="{prompt}{response}", key="k", label=None
-    )
+    model = flat_gpt({letter: 1, chat.eos: 1})
+    answers = [candidate(0, 0, "Score: 5")]
+    rubric = "{prompt}{response}"
+    rows = score(model, chat, answers, Sampling(8), k=3, rubric=rubric, key="k", label=None)
     assert attach(answers, rows)[0].reward is None and len(rows) == 3
     assert all(set(r["text"]) <= {"z"} for r in rows)
 
@@ -248,16 +265,18 @@ def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
 def test_unfinished_answers_are_not_judged(verdicts, chat):
     """Guards against: an answer that was cut off, scored as if it were whole."""
     verdicts[0].update(alpha=["Score: 3"] * 3)
-    scored, rows = judged(
-        chat, [candidate(0, 0, "alpha", finished=False), candidate(0, 1, "alpha")]
-    )
+    cut_off = candidate(0, 0, "alpha", finished=False)
+    scored, rows = judged(chat, [cut_off, candidate(0, 1, "alpha")])
     assert [(c.reward, c.votes) for c in scored] == [(None, ()), (3, (3, 3, 3))]
     assert {r["sample"] for r in rows} == {1} and verdicts[1] == {"alpha": 1}
-    assert judged(chat, [candidate(0, 0, "alpha", finished=False)])[1] == []
+    assert judged(chat, [cut_off])[1] == []
 
 
 def test_equal_answers_share_their_votes(verdicts, chat):
-    """Guards against: one text that beats itself by the luck of the draw; and equal texts to other prompts thrown together."""
+    """Guards against: one text that beats itself by the luck of the draw.
+
+    Also against: equal texts to other prompts thrown together.
+    """
     verdicts[0].update(alpha=["Score: 3", "Score: 4"], beta=["Score: 1", "Score: 1"])
     answers = [
         candidate(0, 0, "alpha"),
@@ -266,18 +285,10 @@ def test_equal_answers_share_their_votes(verdicts, chat):
         candidate(1, 0, "alpha"),
     ]
     scored, rows = judged(chat, answers, k=2)
-    assert [c.reward for c in scored] == [3.5, 1, 3.5, 3.5] and verdicts[1] == {
-        "alpha": 2,
-        "beta": 1,
-    }
-    assert [(r["id"], r["sample"]) for r in rows] == [
-        (0, 0),
-        (0, 0),
-        (0, 1),
-        (0, 1),
-        (1, 0),
-        (1, 0),
-    ]
+    assert [c.reward for c in scored] == [3.5, 1, 3.5, 3.5]
+    assert verdicts[1] == {"alpha": 2, "beta": 1}
+    places = [(r["id"], r["sample"]) for r in rows]
+    assert places == [(0, 0), (0, 0), (0, 1), (0, 1), (1, 0), (1, 0)]
     assert choose_pair([scored[0], scored[2]]) is None
 
 
@@ -308,7 +319,10 @@ MERGES = {
 
 @pytest.mark.parametrize("merges", MERGES)
 def test_expected_scores_by_brute_force(tmp_path, merges):
-    """Guards against: a digit read at the wrong place, a mean over what is not a digit, rows in another order than the answers."""
+    """Guards against: a digit read at the wrong place.
+
+    Also against: a mean over what is not a digit, rows in another order than the answers.
+    """
     chat = Chat(write_tokenizer(tmp_path, merges=MERGES[merges]))
     line = chat.tokenizer.encode("Score: 4").ids
     digits = [chat.tokenizer.encode(f"Score: {n}").ids[-1] for n in range(6)]
@@ -326,25 +340,29 @@ def test_expected_scores_by_brute_force(tmp_path, merges):
         assert row["digits"] == pytest.approx(probs, abs=1e-4)
         mean = sum(n * p for n, p in enumerate(probs)) / sum(probs)
         assert row["score"] == (pytest.approx(mean, abs=1e-4) if sum(probs) >= 0.5 else None)
-    assert 0 < sum(r["score"] is None for r in rows) < len(rows), (
-        "the test wants readable and unreadable ones"
-    )
+    unreadable = sum(r["score"] is None for r in rows)
+    assert 0 < unreadable < len(rows), "the test wants readable and unreadable ones"
 
 
 def test_expected_scores_need_no_luck(chat):
-    """Guards against: an expected score that depends on the key, the batch, or how often it is asked for."""
+    """Guards against: an expected score that depends on the key or the batch.
+
+    Also against: one that depends on how often it is asked for.
+    """
     model = leaning_gpt({chat.tokenizer.token_to_id(d): 8 for d in "012345"})
     rows = expected(model, chat, ANSWERS)
     assert expected(model, chat, ANSWERS, key="other") == rows
     for again in (expected(model, chat, ANSWERS, slots=1), expected(model, chat, ANSWERS[:3])):
-        assert [r["score"] for r in again] == pytest.approx(
-            [r["score"] for r in rows[: len(again)]], abs=1e-4
-        )
+        wanted = [r["score"] for r in rows[: len(again)]]
+        assert [r["score"] for r in again] == pytest.approx(wanted, abs=1e-4)
     assert len({r["score"] for r in rows}) == len(rows), "hardly ever tied"
 
 
 def test_expected_scores_follow_the_digits(chat):
-    """Guards against: the order of the digits turned round; a judge that says nothing read as a middling score."""
+    """Guards against: the order of the digits turned round.
+
+    Also against: a judge that says nothing read as a middling score.
+    """
     digit = [chat.tokenizer.token_to_id(d) for d in "0123456789"]
     cases = [
         ({digit[4]: 1}, 4),
@@ -360,7 +378,10 @@ def test_expected_scores_follow_the_digits(chat):
 
 
 def test_expected_scores_one_row_an_answer(chat):
-    """Guards against: K equal votes, an unfinished answer judged, one text judged twice, an unreadable one taken for 0."""
+    """Guards against: K equal votes, an unfinished answer judged.
+
+    Also against: one text judged twice, an unreadable one taken for 0.
+    """
     digit = chat.tokenizer.token_to_id("3")
     answers = [
         candidate(0, 0, "alpha"),
@@ -370,19 +391,11 @@ def test_expected_scores_one_row_an_answer(chat):
     ]
     rows = expected(flat_gpt({digit: 1}), chat, answers)
     assert [(r["id"], r["sample"]) for r in rows] == [(0, 0), (1, 0)]
-    assert [(c.votes, c.reward) for c in attach(answers, rows)] == [
-        ((3,), 3),
-        ((), None),
-        ((3,), 3),
-        ((3,), 3),
-    ]
+    scored = [(c.votes, c.reward) for c in attach(answers, rows)]
+    assert scored == [((3,), 3), ((), None), ((3,), 3), ((3,), 3)]
     mute = expected(flat_gpt({40: 1}), chat, answers)
-    assert [(c.votes, c.reward) for c in attach(answers, mute)] == [
-        ((None,), None),
-        ((), None),
-        ((None,), None),
-        ((None,), None),
-    ]
+    scored = [(c.votes, c.reward) for c in attach(answers, mute)]
+    assert scored == [((None,), None), ((), None), ((None,), None), ((None,), None)]
     assert expected(flat_gpt({digit: 1}), chat, answers[1:2]) == []
 
 
@@ -397,8 +410,8 @@ def test_tokenizers_that_do_not_tell_digits_apart(tmp_path, merges):
 # ---- pairs ----
 
 
-def group(*rewards: float | None, id: int = 0) -> list[Candidate]:
-    return [candidate(id, s, f"answer {s}", reward=r) for s, r in enumerate(rewards)]
+def group(*rewards: float | None, number: int = 0) -> list[Candidate]:
+    return [candidate(number, s, f"answer {s}", reward=r) for s, r in enumerate(rewards)]
 
 
 PAIRS = [
@@ -418,20 +431,20 @@ PAIRS = [
 
 @pytest.mark.parametrize("rewards, expected", PAIRS, ids=str)
 def test_choose_pair(rewards, expected):
-    """Guards against: a missing score that becomes the rejected answer (Oxen's -1), and ties dressed up as preferences."""
+    """Guards against: a missing score that becomes the rejected answer (Oxen's -1).
+
+    Also against: ties dressed up as preferences.
+    """
     pair = choose_pair(group(*rewards))
     assert (pair and (pair.chosen.sample, pair.rejected.sample)) == expected
 
 
 def test_one_pair_a_prompt():
     """Guards against: answers to different prompts compared with each other."""
-    pairs = choose_pairs(
-        group(1, 2) + group(3, 3, id=1) + group(None, None, id=2) + group(5, 4, id=3)
-    )
-    assert [(p.chosen.id, p.rejected.id, p.chosen.reward, p.rejected.reward) for p in pairs] == [
-        (0, 0, 2, 1),
-        (3, 3, 5, 4),
-    ]
+    tied, unreadable = group(3, 3, number=1), group(None, None, number=2)
+    pairs = choose_pairs(group(1, 2) + tied + unreadable + group(5, 4, number=3))
+    assert [(p.chosen.id, p.rejected.id) for p in pairs] == [(0, 0), (3, 3)]
+    assert [(p.chosen.reward, p.rejected.reward) for p in pairs] == [(2, 1), (5, 4)]
     assert choose_pairs([]) == []
 
 
@@ -440,17 +453,13 @@ def test_one_pair_a_prompt():
 
 def test_score_lines():
     """Guards against: ranks read upside down. Rank 0 is the best and gets 5, the last gets 1."""
-    rows = score_lines(
-        [
-            {
-                "prompt": "p",
-                "responses": ["best", "worst", "middle", "worst too"],
-                "ranks": [0, 2, 1, 2],
-            },
-            {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]},
-            {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 1]},
-        ]
-    )
+    answers = ["best", "worst", "middle", "worst too"]
+    groups = [
+        {"prompt": "p", "responses": answers, "ranks": [0, 2, 1, 2]},
+        {"prompt": "q", "responses": ["a", "b"], "ranks": [7, 3]},
+        {"prompt": "r", "responses": ["c", "d"], "ranks": [1, 1]},
+    ]
+    rows = score_lines(groups)
     assert [(r["prompt"], r["response"], r["verdict"]) for r in rows] == [
         ("p", "best", "Score: 5"),
         ("p", "worst", "Score: 1"),
@@ -465,26 +474,27 @@ def test_score_lines():
 
 
 def people(*ranks: list[int]) -> list[dict]:
-    return [
-        {"prompt": f"p{g}", "responses": [f"answer {g} {s}" for s in range(len(r))], "ranks": r}
-        for g, r in enumerate(ranks)
-    ]
+    """Ranked groups: one list of ranks for each."""
+    groups = []
+    for g, group_ranks in enumerate(ranks):
+        answers = [f"answer {g} {s}" for s in range(len(group_ranks))]
+        groups.append({"prompt": f"p{g}", "responses": answers, "ranks": group_ranks})
+    return groups
 
 
 def votes(*groups: list) -> list[dict]:
-    """Verdict rows: a group is a list of answers, an answer a list of votes (or one vote), None unreadable."""
-    return [
-        {
-            "id": g,
-            "sample": s,
-            "vote": v,
-            "text": f"Vote {v}. Score: {'?' if n is None else n}",
-            "score": n,
-        }
-        for g, answers in enumerate(groups)
-        for s, given in enumerate(answers)
-        for v, n in enumerate(given if isinstance(given, list) else [given])
-    ]
+    """Verdict rows.
+
+    A group is a list of answers, an answer a list of votes (or one vote), None unreadable.
+    """
+    rows = []
+    for g, answers in enumerate(groups):
+        for s, answer_votes in enumerate(answers):
+            scores = answer_votes if isinstance(answer_votes, list) else [answer_votes]
+            for v, n in enumerate(scores):
+                text = f"Vote {v}. Score: {'?' if n is None else n}"
+                rows.append({"id": g, "sample": s, "vote": v, "text": text, "score": n})
+    return rows
 
 
 AGREE = [  # ranks of one group, votes, the answers whose verdicts agree
@@ -509,40 +519,39 @@ AGREE = [  # ranks of one group, votes, the answers whose verdicts agree
 
 @pytest.mark.parametrize("ranks, given, agree", AGREE, ids=str)
 def test_which_verdicts_agree_with_people(ranks, given, agree):
-    """Guards against: verdicts kept that contradict people, ranks upside down, an unreadable verdict trained on."""
+    """Guards against: verdicts kept that contradict people.
+
+    Also against: ranks upside down, an unreadable verdict trained on.
+    """
     rows, funnel = agreeing(people(ranks), votes(given))
     texts = {(v["id"], v["sample"], v["text"]) for v in votes(given)}
     assert funnel["agreeing"] == len(agree) and {int(r["response"][-1]) for r in rows} <= set(agree)
     for r in rows:
-        assert (
-            (0, int(r["response"][-1]), r["verdict"]) in texts
-            and r["prompt"] == "p0"
-            and parse_score(r["verdict"]) is not None
-        )
+        assert (0, int(r["response"][-1]), r["verdict"]) in texts
+        assert r["prompt"] == "p0"
+        assert parse_score(r["verdict"]) is not None
     if given == [[5, 1], 2]:
         assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 0. Score: 2"]
 
 
 def test_the_commonest_score_is_thinned():
-    """Guards against: judge data that is nearly all one score (paper, 3.1), and a funnel whose numbers do not follow."""
+    """Guards against: judge data that is nearly all one score (paper, 3.1).
+
+    Also against: a funnel whose numbers do not follow.
+    """
     ranks = [[0, 1], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]]
     given = [[5, 3], [5, 3], [5, 1], [5, 4], [2, 4], [None, 3]]
     rows, funnel = agreeing(people(*ranks), votes(*given))
-    assert funnel == {
-        "written": 12,
-        "readable": 11,
-        "agreeing": 8,
-        "kept": 6,
-    }  # four fives, two threes, a one, a four
+    # Eight agree: four fives, two threes, a one, a four.
+    assert funnel == {"written": 12, "readable": 11, "agreeing": 8, "kept": 6}
     assert Counter(parse_score(r["verdict"]) for r in rows) == {5: 2, 3: 2, 1: 1, 4: 1}
     assert len({(r["prompt"], r["response"]) for r in rows}) == 6
 
 
 def test_one_score_only_is_kept():
     """Guards against: nothing left where every verdict that agrees gives the same score."""
-    rows, funnel = agreeing(
-        people([0, 1], [0, 1]), votes([[5, 5, 2], 4.5], [[5, None], None])
-    )  # a mean of 4 against 4.5
+    given = votes([[5, 5, 2], 4.5], [[5, None], None])  # a mean of 4 against 4.5
+    rows, funnel = agreeing(people([0, 1], [0, 1]), given)
     assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 1. Score: 5"]
     assert funnel == {"written": 7, "readable": 5, "agreeing": 2, "kept": 2}
     rows, funnel = agreeing(people([0, 1, 2]), votes([[5, 5], [5, None], [5, None]]))
@@ -551,26 +560,6 @@ def test_one_score_only_is_kept():
 
 
 # ---- accuracy on ranked answers ----
-
-ACCURACY = [
-    ([[5, 3, 1]], [[0, 1, 2]], 1),
-    ([[1, 3, 5]], [[0, 1, 2]], 0),
-    ([[5, 1, 3]], [[0, 1, 2]], 2 / 3),
-    ([[5, 5, 1]], [[0, 1, 2]], 2 / 3),
-    ([[5, 4, 1]], [[0, 0, 1]], 1),
-    ([[None, 4, 1]], [[0, 1, 2]], 1 / 3),
-    ([[0, None]], [[0, 1]], 0),
-    ([[None, None]], [[0, 1]], 0),
-    ([[5, 5]], [[1, 1]], None),
-    ([], [], None),
-    ([[5, 1], [1, 5]], [[0, 1], [0, 1]], 0.5),
-]
-
-
-@pytest.mark.parametrize("rewards, ranks, share", ACCURACY, ids=str)
-def test_pairwise_accuracy(rewards, ranks, share):
-    """Guards against: errors and ties that count as wins (LifeOS #1731, NeMo-Gym #2103)."""
-    assert pairwise_accuracy(rewards, ranks) == (None if share is None else pytest.approx(share))
 
 
 def test_rank_answers(verdicts, chat):
@@ -584,106 +573,7 @@ def test_rank_answers(verdicts, chat):
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
 
 
-FIGURES = [  # rewards and ranks of one group: pairwise, ties, best5, exact, spearman, kendall
-    ([5, 3, 1], [0, 1, 2], 1, 0, 1, 1, 1, 1),
-    ([1, 3, 5], [0, 1, 2], 0, 0, 0, 0, -1, -1),
-    ([5, 5, 1], [0, 1, 2], 2 / 3, 1 / 3, 1 / 2, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
-    ([3, 3, 3], [0, 1, 2], 0, 1, None, 0, 0, 0),
-    ([5, 5], [0, 1], 0, 1, 1 / 2, 0, 0, 0),
-    ([4, 4, 1], [0, 0, 1], 1, 0, None, 1, 1, 1),
-    ([4, 3, 1], [0, 0, 1], 1, 0, None, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
-    ([None, 4, 1], [0, 1, 2], 1 / 3, 2 / 3, None, 0, 1, 1),
-    ([4.5, None], [1, 0], 0, 1, 0, 0, 0, 0),
-    ([5, 1], [1, 3], 1, 0, 1, 1, 1, 1),
-    ([None, None], [0, 1], 0, 1, None, 0, 0, 0),
-    ([4.49, 1], [0, 1], 1, 0, None, 1, 1, 1),
-    ([4.5, 5, 1], [0, 0, 1], 1, 0, 1, 0, 3**0.5 / 2, (2 / 3) ** 0.5),
-]
 NAMES = ("pairwise", "ties", "best5", "exact", "spearman", "kendall")
-
-
-@pytest.mark.parametrize("case", FIGURES, ids=str)
-def test_figures_by_hand(case):
-    """Guards against: ties that count as right, missing scores that count as zeros, a share of no fives."""
-    rewards, ranks, *values = case
-    figures = judge_figures([rewards], [ranks])
-    assert {n: figures[f"judge_{n}"] for n in NAMES} == {
-        n: None if v is None else pytest.approx(v) for n, v in zip(NAMES, values)
-    }
-
-
-def test_figures_of_several_groups():
-    """Guards against: a mean over the wrong thing: pairs and fives are counted over all groups, the others a group each."""
-    figures = judge_figures([[5, 3, 1], [1, 5], [2, 2]], [[0, 1, 2], [0, 1], [0, 0]])
-    assert [figures[f"judge_{n}"] for n in NAMES] == pytest.approx([3 / 4, 0, 1 / 2, 2 / 3, 0, 0])
-
-
-def brute_tau_b(a: list[float], b: list[float]) -> float:
-    """(concordant - discordant) / sqrt((pairs - ties in a) (pairs - ties in b))."""
-    pairs = list(combinations(range(len(a)), 2))
-    signs = [((a[i] - a[j]), (b[i] - b[j])) for i, j in pairs]
-    concordant, discordant = sum(x * y > 0 for x, y in signs), sum(x * y < 0 for x, y in signs)
-    below = (len(pairs) - sum(x == 0 for x, _ in signs)) * (
-        len(pairs) - sum(y == 0 for _, y in signs)
-    )
-    return (concordant - discordant) / below**0.5 if below else 0.0
-
-
-def brute_spearman(a: list[float], b: list[float]) -> float:
-    """Pearson's correlation of the ranks, ties sharing theirs."""
-    ranked = [
-        torch.tensor(
-            [sum(sorted(x).index(v) + i for i in range(x.count(v))) / x.count(v) for v in x]
-        ).double()
-        for x in (a, b)
-    ]
-    return (
-        float(torch.corrcoef(torch.stack(ranked))[0, 1]) if len({*a}) > 1 and len({*b}) > 1 else 0.0
-    )
-
-
-def random_groups(count: int, seed: int = 0) -> tuple[list, list]:
-    """Rewards that agree with the ranks more often than not, with ties and missing ones."""
-    rng, rewards, ranks = random.Random(seed), [], []
-    for _ in range(count):
-        ranks.append([rng.randrange(4) for _ in range(rng.randrange(2, 7))])
-        rewards.append([rng.choice([None, 4 - r, 4 - r, rng.randrange(6)]) for r in ranks[-1]])
-    return rewards, ranks
-
-
-def test_correlations_against_the_textbook():
-    """Guards against: tau-a, or ranks that ties do not share. Groups one by one, and their mean."""
-    rewards, ranks = random_groups(300)
-    single = [judge_figures([r], [t]) for r, t in zip(rewards, ranks)]
-    for figures, given, truth in zip(single, rewards, ranks):
-        there = [(r, -t) for r, t in zip(given, truth) if r is not None]
-        a, b = [r for r, _ in there], [t for _, t in there]
-        assert figures["judge_kendall"] == pytest.approx(brute_tau_b(a, b), abs=1e-9)
-        assert figures["judge_spearman"] == pytest.approx(brute_spearman(a, b), abs=1e-9)
-    whole = judge_figures(rewards, ranks)
-    for name in ("judge_kendall", "judge_spearman", "judge_exact"):
-        assert whole[name] == pytest.approx(sum(f[name] for f in single) / 300)
-    assert whole["judge_pairwise"] == pytest.approx(pairwise_accuracy(rewards, ranks))
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_interval_holds_the_estimate(seed):
-    """Guards against: an interval of something else. It lies in [0, 1], and more groups make it narrower."""
-    few, many = (judge_figures(*random_groups(count, seed)) for count in (30, 300))
-    low, high = few["judge_interval"]
-    assert 0 <= low < few["judge_pairwise"] < high <= 1
-    assert many["judge_interval"][1] - many["judge_interval"][0] < 0.6 * (high - low)
-
-
-def test_interval_draws_whole_groups():
-    """Guards against: answers to one prompt taken for independent, which makes the interval too narrow."""
-    assert interval([10] * 50 + [0] * 50, [10] * 100) == interval([1] * 50 + [0] * 50, [1] * 100)
-    low, high = interval([1] * 50 + [0] * 50, [1] * 100)
-    assert (low, high) == (pytest.approx(0.4, abs=0.02), pytest.approx(0.6, abs=0.02)), (
-        "1.96 sqrt(1/4 / 100) = 0.098"
-    )
-    assert interval([3], [4]) == [0.75, 0.75] and interval([0, 0], [0, 0]) == [0, 0]
-    assert judge_figures([[5, 1]], [[0, 0]])["judge_pairwise"] is None
 
 
 # ---- the command, with expected scores ----
@@ -692,88 +582,67 @@ def test_interval_draws_whole_groups():
 @pytest.fixture
 def digits(cwd):
     """A directory with a small judge that likes digits, 4 most."""
-    folder, chat = cwd / "digits", Chat(write_tokenizer(cwd / "digits"))
-    save(
-        leaning_gpt(
-            {chat.tokenizer.token_to_id(d): 9 + (d == "4") for d in "012345"},
-            max_position_embeddings=2048,
-        ),
-        folder,
-    )
+    folder = write_tokenizer(cwd / "digits")
+    chat = Chat(folder)
+    logits = {chat.tokenizer.token_to_id(d): 9 for d in "012345"}
+    logits[chat.tokenizer.token_to_id("4")] = 10
+    save(leaning_gpt(logits, max_position_embeddings=2048), folder)
     return folder
+
+
+QUESTION = ("--prompt", "Why?", "--response", "So.")
 
 
 def test_judge_one_answer_by_expected_score(digits):
     """Guards against: --judge expected that still samples, or shows an empty verdict."""
-    args = (
-        "judge.py",
-        "--model",
-        digits,
-        "--judge",
-        "expected",
-        "--prompt",
-        "Why?",
-        "--response",
-        "So.",
-    )
+    args = ("judge.py", "--model", digits, "--judge", "expected", *QUESTION)
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     (verdict,) = report["verdicts"]
-    assert len(verdict["digits"]) == 6 and 0.9 < sum(verdict["digits"]) <= 1.001
-    assert (
-        report["reward"]
-        == verdict["score"]
-        == pytest.approx(
-            sum(n * p for n, p in enumerate(verdict["digits"])) / sum(verdict["digits"]), abs=1e-3
-        )
-    )
-    assert (
-        shown.code == 0
-        and "probabilities of 0 to 5" in shown.out
-        and f"{report['reward']:.2f}" in shown.out
-    )
+    probs = verdict["digits"]
+    assert len(probs) == 6 and 0.9 < sum(probs) <= 1.001
+    mean = sum(n * p for n, p in enumerate(probs)) / sum(probs)
+    assert report["reward"] == verdict["score"] == pytest.approx(mean, abs=1e-3)
+    assert shown.code == 0
+    assert "probabilities of 0 to 5" in shown.out
+    assert f"{report['reward']:.2f}" in shown.out
     assert json.loads(command(*args, "--json", "--seed", 5, "--k", 9).out) == report
 
 
 def test_judge_one_answer_that_cannot_be_read(digits):
     """Guards against: a made-up number where the judge would rather write something else."""
     save(tiny_gpt(max_position_embeddings=2048), digits)
-    args = (
-        "judge.py",
-        "--model",
-        digits,
-        "--judge",
-        "expected",
-        "--prompt",
-        "Why?",
-        "--response",
-        "So.",
-    )
+    args = ("judge.py", "--model", digits, "--judge", "expected", *QUESTION)
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     assert report["reward"] is report["verdicts"][0]["score"] is None
     assert shown.code == 0 and "unreadable" in shown.out and "none" in shown.out
 
 
 def test_judge_a_file_by_expected_score(digits, cwd):
-    """Guards against: figures of other rewards than those shown; a figure that gets lost on the way."""
+    """Guards against: figures of other rewards than those shown.
+
+    Also against: a figure that gets lost on the way.
+    """
     groups = people([0, 1, 2], [1, 0], [0, 0, 1])
     write_jsonl(cwd / "ranked.jsonl", groups)
     args = ("judge.py", "--model", digits, "--judge", "expected", "--file", cwd / "ranked.jsonl")
     shown, report = command(*args), json.loads(command(*args, "--json").out)
-    assert [len(r) for r in report["rewards"]] == [3, 2, 3] and len(
-        {x for r in report["rewards"] for x in r}
-    ) > 1
+    assert [len(r) for r in report["rewards"]] == [3, 2, 3]
+    assert len({x for r in report["rewards"] for x in r}) > 1
     figures = judge_figures(report["rewards"], [g["ranks"] for g in groups])
     assert set(figures) == {"judge_interval", *(f"judge_{n}" for n in NAMES)}
     assert {k: report[k] for k in figures} == figures
     assert (report["groups"], report["judge_parse_rate"]) == (3, 1) and report["seconds"] >= 0
-    assert shown.code == 0 and all(
-        word in shown.out for word in ("3 groups", "ties", "5-best", "exact", "Spearman", "Kendall")
-    )
+    assert shown.code == 0
+    for word in ("3 groups", "ties", "5-best", "exact", "Spearman", "Kendall"):
+        assert word in shown.out
 
 
 def test_judging_that_is_not_known(digits, cwd):
-    """Guards against: a typo obeyed as the default; a tokenizer without digits shown as a traceback."""
-    args = ("judge.py", "--model", digits, "--prompt", "Why?", "--response", "So.", "--judge")
+    """Guards against: a typo obeyed as the default.
+
+    Also against: a tokenizer without digits shown as a traceback.
+    """
+    args = ("judge.py", "--model", digits, *QUESTION, "--judge")
     assert command(*args, "expect").code == 2
     write_tokenizer(digits, merges=["\u01205"])
     assert_refused(command(*args, "expected"), "--judge sampled")

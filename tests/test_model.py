@@ -1,15 +1,18 @@
-"""model.py: the same numbers as the transformers library, with and without a cache, and clear errors."""
+"""model.py: the same numbers as the transformers library, and clear errors.
+
+With and without a cache.
+"""
 
 import json
 
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import tiny_gpt
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from conftest import tiny_gpt
-from data import UserError
 from config import pick_device, pick_dtype
+from data import UserError
 from model import STEP, KVCache, Normalise, attend, load, save
 from sample import Sampling, generate, pack
 
@@ -50,19 +53,21 @@ CHECKPOINTS = {
 
 
 def hf_model(name: str):
-    """A random checkpoint as transformers makes it; norms and biases are moved off their neutral start."""
+    """A random checkpoint as transformers makes it.
+
+    Norms and biases are moved off their neutral start.
+    """
     torch.manual_seed(0)
-    hf = (
-        AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(name.split()[0], **SIZES | CHECKPOINTS[name])
-        )
-        .float()
-        .eval()
-    )
+    config = AutoConfig.for_model(name.split()[0], **SIZES | CHECKPOINTS[name])
+    hf = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for p in hf.parameters():
             p.add_(0.3 * torch.randn_like(p))
     return hf
+
+
+def hf_load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @pytest.fixture(params=CHECKPOINTS)
@@ -83,15 +88,16 @@ def assert_same_logits(ours, hf) -> None:
 
 
 def test_same_logits_and_saved_directory(pair, tmp_path):
-    """Guards against: a lost q/k/v bias, a QK-norm in the wrong place, mixed-up GQA groups, an unscaled RoPE, and
-    a saved checkpoint that nobody else can load (lucidrains #10, the most wanted)."""
+    """Guards against: a lost q/k/v bias, a QK-norm in the wrong place.
+
+    Also against: mixed-up GQA groups, an unscaled RoPE, and a saved checkpoint that nobody else can
+    load (lucidrains #10, the most wanted).
+    """
     hf, folder = pair
     ours = load(folder)
     assert_same_logits(ours, hf)
     save(ours, tmp_path / "ours")
-    assert_same_logits(
-        ours, AutoModelForCausalLM.from_pretrained(tmp_path / "ours", dtype=torch.float32).eval()
-    )
+    assert_same_logits(ours, hf_load(tmp_path / "ours"))
     assert_same_logits(load(tmp_path / "ours"), hf)
 
 
@@ -114,10 +120,8 @@ def test_sharded_checkpoint(tmp_path):
     """Guards against: reading the first shard only."""
     hf = hf_model("qwen2")
     hf.save_pretrained(tmp_path, max_shard_size="20KB")
-    assert (
-        len(list(tmp_path.glob("*.safetensors"))) > 1
-        and not (tmp_path / "model.safetensors").exists()
-    )
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert not (tmp_path / "model.safetensors").exists()
     assert_same_logits(load(tmp_path), hf)
 
 
@@ -134,12 +138,13 @@ def test_sharded_checkpoint(tmp_path):
     ids=lambda s: str(s)[:20],
 )
 def test_a_model_made_here_is_saved_whole(sizes, tmp_path):
-    """Guards against: a config.json that forgets a setting, so that the same weights compute something else."""
+    """Guards against: a config.json that forgets a setting.
+
+    Then the same weights compute something else.
+    """
     ours = tiny_gpt(vocab=120, **sizes)
     save(ours, tmp_path)
-    assert_same_logits(
-        ours, AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
-    )
+    assert_same_logits(ours, hf_load(tmp_path))
     with torch.no_grad():
         assert torch.equal(load(tmp_path)(ids()), ours(ids()))
 
@@ -147,8 +152,12 @@ def test_a_model_made_here_is_saved_whole(sizes, tmp_path):
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_cached_equals_uncached(dtype):
-    """Guards against: positions that restart at 0 (mlx-lm #93) and pads seen by shorter rows (unsloth #3699, SkyRL #747)."""
-    model, tokens, read = tiny_gpt().to(dtype), ids(3, 20), torch.tensor([5, 9, 7])
+    """Guards against: positions that restart at 0 (mlx-lm #93).
+
+    Also against: pads seen by shorter rows (unsloth #3699, SkyRL #747).
+    """
+    model = tiny_gpt().to(dtype)
+    tokens, read = ids(3, 20), torch.tensor([5, 9, 7])
     cache = KVCache(model.config, 3, device=model.device, dtype=dtype)
     model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)  # right-padded with 0
     cache.lengths += read
@@ -174,9 +183,8 @@ def test_the_future_cannot_be_seen(model):
 def test_cache_rows_are_copied_and_dropped_by_number(model):
     """Guards against: the slots of a batch mixed up when a prompt is shared or a row leaves."""
     tokens = ids(3, 8)
-    read, slots = (
-        KVCache(model.config, rows, device=model.device, dtype=torch.float32) for rows in (3, 4)
-    )
+    read = KVCache(model.config, 3, device=model.device, dtype=torch.float32)
+    slots = KVCache(model.config, 4, device=model.device, dtype=torch.float32)
     model(tokens, read)
     read.lengths += 8
     slots.put(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))
@@ -191,26 +199,30 @@ def test_cache_rows_are_copied_and_dropped_by_number(model):
 
 
 def attention(shared: int = 0, *, own: int = 21, new: int = 5, rows: int = 3):
-    """Random q (B,6,T,8), k and v (B,2,S,8) behind `shared` more that all rows have, in doubles, and what may be seen."""
+    """Random q (B,6,T,8), k and v (B,2,S,8), and what may be seen.
+
+    In doubles. They stand behind `shared` more that all rows have.
+    """
     torch.manual_seed(shared + new)
-    draw = lambda *shape: torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-    q, k, v, first = (
-        draw(rows, 6, new, 8),
-        draw(rows, 2, own, 8),
-        draw(rows, 2, own, 8),
-        (draw(2, shared, 8), draw(2, shared, 8)),
-    )
-    seen = (
-        torch.arange(own)
-        <= torch.randint(0, own - new, (rows, 1, 1, 1)) + torch.arange(new)[:, None]
-    )
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    q = draw(rows, 6, new, 8)
+    k, v = draw(rows, 2, own, 8), draw(rows, 2, own, 8)
+    first = draw(2, shared, 8), draw(2, shared, 8)
+    starts = torch.randint(0, own - new, (rows, 1, 1, 1))
+    seen = torch.arange(own) <= starts + torch.arange(new)[:, None]
     return q, k, v, first, seen
 
 
 @pytest.mark.parametrize("new", [1, 5])
 @pytest.mark.parametrize("shared", [0, 1, 30])
 def test_attention_spelt_out(shared, new):
-    """Guards against: groups of heads mixed up, a shared prefix weighed by a softmax of its own, a lost gradient."""
+    """Guards against: groups of heads mixed up.
+
+    Also against: a shared prefix weighed by a softmax of its own, a lost gradient.
+    """
     q, k, v, first, seen = attention(shared, new=new)
     bias = torch.zeros((), dtype=q.dtype).where(seen, -torch.inf)
     found = attend(q, (k, v, first if shared else None), bias)
@@ -219,20 +231,25 @@ def test_attention_spelt_out(shared, new):
     expected = F.scaled_dot_product_attention(q, *whole, attn_mask=mask, enable_gqa=True)
     torch.testing.assert_close(found, expected)
     leaves = [q, k, v, *(first if shared else ())]
-    for a, b in zip(
-        torch.autograd.grad(found.square().sum(), leaves),
-        torch.autograd.grad(expected.square().sum(), leaves),
-    ):
+    gradients = torch.autograd.grad(found.square().sum(), leaves)
+    wanted = torch.autograd.grad(expected.square().sum(), leaves)
+    for a, b in zip(gradients, wanted):
         torch.testing.assert_close(a, b)
 
 
 def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
-    """Guards against: T x T weights kept for every layer of a long text; another result beyond the limit."""
+    """Guards against: T x T weights kept for every layer of a long text.
+
+    Also against: another result beyond the limit.
+    """
     expected, calls, fused = model(ids(2, 40)), [], F.scaled_dot_product_attention
+
+    def noting(*args, **more):
+        calls.append(1)
+        return fused(*args, **more)
+
     monkeypatch.setattr("model.SPELT", 39)
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda *a, **kw: calls.append(1) or fused(*a, **kw)
-    )
+    monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
     torch.testing.assert_close(model(ids(2, 40)), expected, atol=2e-5, rtol=0)
     assert len(calls) == 2
 
@@ -242,37 +259,42 @@ def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
 )
 def test_normalise_is_rms_norm(dtype, near):
     """Guards against: a wrong backward pass, which training hides; squares summed in bf16."""
-    x, weight, g = (
-        torch.randn(s, generator=torch.Generator().manual_seed(n), dtype=torch.float64).to(dtype)
-        for n, s in enumerate(((4, 7, 48), (48,), (4, 7, 48)))
-    )
-    found, expected = [], []
-    for out, norm, kind in (
-        (found, Normalise.apply, dtype),
-        (expected, lambda x, w, e: F.rms_norm(x, (48,), w, e), torch.float64),
-    ):
+
+    def draw(seed: int, *shape: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(seed)
+        return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
+
+    def rms_norm(x, weight, epsilon):
+        return F.rms_norm(x, (48,), weight, epsilon)
+
+    x, weight, gradient = draw(0, 4, 7, 48), draw(1, 48), draw(2, 4, 7, 48)
+
+    def results(norm, kind: torch.dtype) -> list[torch.Tensor]:
+        """The output, and the gradients of x and of the weight."""
         leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
         y = norm(*leaves, 1e-5)
-        out += [y, *torch.autograd.grad(y, leaves, g.to(kind))]
+        return [y, *torch.autograd.grad(y, leaves, gradient.to(kind))]
+
+    found, expected = results(Normalise.apply, dtype), results(rms_norm, torch.float64)
     assert found[0].dtype == dtype
     for a, b in zip(found, expected):
-        torch.testing.assert_close(
-            a.double(), b, atol=near * float(b.detach().abs().max()), rtol=near
-        )
+        largest = float(b.detach().abs().max())
+        torch.testing.assert_close(a.double(), b, atol=near * largest, rtol=near)
 
 
 @torch.no_grad()
 def test_a_cache_is_no_longer_than_its_longest_row(model):
-    """Guards against: attention over room that nobody uses, slices that are copied at every step, memory that only grows."""
+    """Guards against: attention over room that nobody uses.
+
+    Also against: slices that are copied at every step, memory that only grows.
+    """
     cache = KVCache(model.config, 2, device=model.device, dtype=torch.float32)
     for length, size in ((STEP - 1, STEP), (STEP, 2 * STEP), (3 * STEP, 4 * STEP), (5, STEP)):
         cache.lengths[:] = torch.tensor([length, 2])
         model(ids(2, 1), cache)
-        assert (
-            cache.k.shape[3] == cache.v.shape[3] == size
-            and cache.k.is_contiguous()
-            and cache.v.is_contiguous()
-        )
+        assert cache.k.shape[3] == cache.v.shape[3] == size
+        assert cache.k.is_contiguous()
+        assert cache.v.is_contiguous()
 
 
 @torch.no_grad()
@@ -281,7 +303,10 @@ def test_a_cache_is_no_longer_than_its_longest_row(model):
     "sizes", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}], ids=str
 )
 def test_packed_weights_compute_the_same(sizes, dtype, near):
-    """Guards against: a layout of the weights that is read wrongly; a bias or a tied head that is lost."""
+    """Guards against: a layout of the weights that is read wrongly.
+
+    Also against: a bias or a tied head that is lost.
+    """
     plain, packed = tiny_gpt(**sizes).to(dtype), pack(tiny_gpt(**sizes).to(dtype))
     for width in (1, 40):
         expected, found = (m.logits(m(ids(3, width))) for m in (plain, packed))
@@ -291,7 +316,10 @@ def test_packed_weights_compute_the_same(sizes, dtype, near):
 @torch.no_grad()
 @pytest.mark.parametrize("broken", ["wrong", "absent"])
 def test_what_cannot_be_packed_stays_plain(monkeypatch, broken):
-    """Guards against: a private operator of torch that changes or goes, and with it every answer."""
+    """Guards against: a private operator of torch that changes or goes.
+
+    Every answer would go with it.
+    """
 
     class Operators:
         _reorder_linear_weight = staticmethod(lambda w, rows: w.detach())
@@ -331,7 +359,10 @@ BAD_CONFIGS = [
 
 @pytest.mark.parametrize("change, says", BAD_CONFIGS, ids=str)
 def test_unsupported_checkpoint(folder, change, says):
-    """Guards against: running an architecture as if it were another, and tracebacks where one sentence would do."""
+    """Guards against: running an architecture as if it were another.
+
+    Also against: tracebacks where one sentence would do.
+    """
     raw = json.loads((folder / "config.json").read_text()) | change
     (folder / "config.json").write_text(json.dumps({k: v for k, v in raw.items() if v is not None}))
     with pytest.raises(UserError, match=says) as error:

@@ -1,4 +1,7 @@
-"""prompts.py: new prompts are new, each has demonstrations of its own, and every refusal is counted."""
+"""prompts.py: new prompts are new, and each has demonstrations of its own.
+
+Every refusal is counted.
+"""
 
 import itertools
 import random
@@ -6,9 +9,9 @@ import time
 from collections import Counter
 
 import pytest
+from conftest import flat_gpt
 
 import prompts
-from conftest import flat_gpt
 from data import UserError
 from prompts import Text, Texts, new_prompts, refusal
 from sample import Completion, Sampling
@@ -31,7 +34,10 @@ REFUSED = [
 
 @pytest.mark.parametrize("text, finished, reason", REFUSED, ids=str)
 def test_refusal(text, finished, reason):
-    """Guards against: copies, fragments and tasks that no text model can do, taken as new prompts."""
+    """Guards against: copies taken as new prompts.
+
+    Also against: fragments, and tasks that no text model can do.
+    """
     assert refusal(Text(text), finished, Texts(["Count up to four"]), 0.7) == reason
 
 
@@ -43,28 +49,32 @@ def test_copies_only():
 
 
 def test_thousands_of_prompts_are_compared_in_seconds():
-    """Guards against: a filter that takes longer than the model (an hour at 3,000 prompts, when every pair was aligned)."""
+    """Guards against: a filter that takes longer than the model.
+
+    (An hour at 3,000 prompts, when every pair was aligned.)
+    """
     rng, kept, started = random.Random(0), Texts(), time.process_time()
     words = [f"word{i}" for i in range(2000)]
-    draw = lambda: [
-        words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))
-    ]  # common words and rare ones
+
+    def draw() -> list[str]:
+        """Common words and rare ones."""
+        return [words[int(2000 * rng.random() ** 3)] for _ in range(rng.randrange(5, 25))]
+
     texts = [draw() for _ in range(2900)]
-    texts += [
-        [w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)
-    ]  # and near copies
-    for text in texts:
-        if not refusal(found := Text(" ".join(text)), True, kept, 0.7):
-            kept.add(found)
+    near_copies = [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]
+    for line in texts + near_copies:
+        text = Text(" ".join(line))
+        if not refusal(text, True, kept, 0.7):
+            kept.add(text)
     assert time.process_time() - started < 15
     assert 2700 < len(kept.lines) < 2950
 
 
 @pytest.fixture
 def scripted(monkeypatch, chat):
-    """Makes the model write these texts, in turn, whatever it is asked; returns the list and the log of what it read.
+    """Makes the model write these texts, in turn, whatever it is asked.
 
-    A text that ends in " and" never ended.
+    Returns the list and the log of what it read. A text that ends in " and" never ended.
     """
     texts, read, written = [], [], itertools.count()
 
@@ -72,24 +82,27 @@ def scripted(monkeypatch, chat):
         assert n == 1
         read.extend(chat.decode(p) for p in asked)
         lines = [texts[next(written) % len(texts)] for _ in asked]
-        return [
-            [Completion(chat.tokenizer.encode(line).ids, not line.endswith(" and"))]
-            for line in lines
-        ]
+        groups = []
+        for line in lines:
+            finished = not line.endswith(" and")
+            groups.append([Completion(chat.tokenizer.encode(line).ids, finished)])
+        return groups
 
     monkeypatch.setattr(prompts, "generate", write)
     return texts, read
 
 
 def test_new_prompts_are_new(scripted, chat):
-    """Guards against: Oxen's decode, where the few-shot prompts came back as new ones; and held-out prompts trained on."""
+    """Guards against: Oxen's decode, where the few-shot prompts came back as new ones.
+
+    Also against: held-out prompts trained on.
+    """
     texts, read = scripted
     seeds = [f"Seed task number {i}." for i in range(12)]
     texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
     texts += [f"New task number {i}.\nTask: more" for i in range(30)]
-    found, refused = new_prompts(
-        None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=["Held out task."]
-    )
+    held_out = ["Held out task."]
+    found, _ = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=held_out)
     kept = [" ".join(t.lower().split()) for t in found]
     assert len(found) == len(set(kept)) == 20
     assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
@@ -98,8 +111,11 @@ def test_new_prompts_are_new(scripted, chat):
 
 
 def test_demonstrations(scripted, chat):
-    """Guards against: one draw of demonstrations for many prompts; a first call that takes all, so that no prompt sees the
-    model's own (Self-Instruct: six of people, two of the model)."""
+    """Guards against: one draw of demonstrations for many prompts.
+
+    Also against: a first call that takes all, so that no prompt sees the model's own
+    (Self-Instruct: six of people, two of the model).
+    """
     texts, read = scripted
     seeds = [f"Seed task number {i}." for i in range(12)]
     texts += [f"New task number {i}." for i in range(90)]
@@ -109,19 +125,20 @@ def test_demonstrations(scripted, chat):
     own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
     first = own.index(next(o for o in own if o))
     assert 10 <= first <= 13 and own[:first] == [[]] * first and len(own) > 40
-    assert all(len(o) == 2 and max(o) < at for at, o in enumerate(own) if at >= first), (
-        "two of its own, written before"
-    )
+    for at, places in enumerate(own[first:], first):
+        assert len(places) == 2 and max(places) < at, "two of its own, written before"
     assert all(sum(s in seeds for s in shots) == 6 for shots in shown[first:])
-    assert (
-        len({tuple(shots) for shots in shown}) == len(shown) and len({tuple(o) for o in own}) > 10
-    )
+    assert len({tuple(shots) for shots in shown}) == len(shown)
+    assert len({tuple(o) for o in own}) > 10
     places = [shots.index(s) for shots in shown[first:] for s in shots if s in found]
     assert set(places) == set(range(8)), "the model's own stand anywhere in the list"
 
 
 def test_every_refusal_is_counted(scripted, chat):
-    """Guards against: prompts lost without a word, or a surplus counted as refused; a held-out prompt let through."""
+    """Guards against: prompts lost without a word, or a surplus counted as refused.
+
+    Also against: a held-out prompt let through.
+    """
     texts, _ = scripted
     good = [
         "Name three green birds.",
@@ -139,28 +156,20 @@ def test_every_refusal_is_counted(scripted, chat):
         "Please do seed task number 2.": "similar",
         "A held out task of ours.": "similar",
     }
-    texts += [
-        good[0],
-        *bad,
-        *good[1:],
-        "Why is rain wet today?",
-    ]  # draws of 2, 4, 4 and 3; the last one is a surplus
-    found, refused = new_prompts(
-        None,
-        chat,
-        [f"Seed task number {i}." for i in range(4)],
-        4,
-        DRAW,
-        key="k",
-        rouge=0.7,
-        exclude=["Held out task of ours."],
-    )
+    # Draws of 2, 4, 4 and 3; the last one is a surplus.
+    texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]
+    seeds = [f"Seed task number {i}." for i in range(4)]
+    held_out = ["Held out task of ours."]
+    found, refused = new_prompts(None, chat, seeds, 4, DRAW, key="k", rouge=0.7, exclude=held_out)
     assert found == good
     assert refused == Counter(bad.values())
 
 
 def test_new_prompts_that_never_come(scripted, chat):
-    """Guards against: lucidrains' data loop, which never ends; insight-bench #17, infinite retry."""
+    """Guards against: lucidrains' data loop, which never ends.
+
+    Also against: insight-bench #17, infinite retry.
+    """
     texts, _ = scripted
     texts.append("no")
     with pytest.raises(UserError, match="length"):
@@ -168,15 +177,16 @@ def test_new_prompts_that_never_come(scripted, chat):
 
 
 def test_new_prompts_by_a_model(chat):
-    """Guards against: the scripted tests above passing where the real call does not; same key, same prompts."""
-    letters = {
-        chat.tokenizer.token_to_id(c): w for c, w in (("a", 2), ("b", 2), ("Ġ", 3), ("Ċ", 0.3))
-    }
-    one, other, third = (
-        new_prompts(
-            flat_gpt(letters), chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0
-        )[0]
-        for key in ("k", "k", "m")
-    )
+    """Guards against: the scripted tests above passing where the real call does not.
+
+    Same key, same prompts.
+    """
+    likely = {"a": 2, "b": 2, "Ġ": 3, "Ċ": 0.3}
+    model = flat_gpt({chat.tokenizer.token_to_id(c): weight for c, weight in likely.items()})
+
+    def written(key: str) -> list[str]:
+        return new_prompts(model, chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0)[0]
+
+    one, other, third = written("k"), written("k"), written("m")
     assert one == other != third and len(set(one)) == 8
     assert all(set(text) <= set("ab ") for text in one)

@@ -1,5 +1,7 @@
-"""report.py: one page from a run's files, at any moment of the run, and alarms that ring when they should."""
+"""The report: one page from a run's files, at any moment of the run, and alarms that ring when
+they should."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -10,9 +12,13 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
-from report import Run, alarms, chart, curve, funnel, load_run, page, rewards, write_report
+
+from measure.alarms import alarms
+from measure.charts import Point, line_chart
+from measure.page import page, write_report
+from measure.run_files import RunFiles, answer_rewards, load_run
+from measure.sections import curve, funnel
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "input", "br", "line", "circle", "polyline"}
@@ -23,7 +29,8 @@ class Balanced(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.fetched = [], []
+        self.open = []
+        self.fetched = []
 
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
@@ -45,9 +52,9 @@ def test_a_finished_run(folder):
     html = write_report([folder]).read_text()
     parser = Balanced()
     parser.feed(html)
-    assert (
-        parser.open == [] and parser.fetched == [] and "http" not in html and len(html) < 1_000_000
-    )
+    assert parser.open == []
+    assert parser.fetched == [] and "http" not in html
+    assert len(html) < 1_000_000
     for heading in (
         "The loop",
         "Alarms",
@@ -120,23 +127,14 @@ def test_several_runs(folder, tmp_path):
 def test_funnel(folder):
     """Guards against: losses that do not add up."""
     run = load_run(folder)
-    left = {name: n for name, n, _ in funnel(run.trips[1], run.settings["n_prompts"])}
-    told = {name: lost for name, _, lost in funnel(run.trips[1], run.settings["n_prompts"])}
-    assert told["pairs"].startswith(f"{left['prompts with two scores'] - left['pairs']} ")
-    assert (
-        left["prompts asked for"]
-        >= left["prompts kept"]
-        >= left["prompts with two scores"]
-        >= left["pairs"]
-        == len(run.trips[1]["pairs"])
-    )
-    assert (
-        left["answers"]
-        == left["prompts kept"] * run.settings["n"]
-        >= left["finished answers"]
-        >= left["answers with a score"]
-        > 0
-    )
+    stages = funnel(run.iterations[1], run.settings["n_prompts"])
+    left = {stage: count for stage, count, _ in stages}
+    lost = {stage: sentence for stage, _, sentence in stages}
+    assert lost["pairs"].startswith(f"{left['prompts with two scores'] - left['pairs']} ")
+    assert left["prompts asked for"] >= left["prompts kept"] >= left["prompts with two scores"]
+    assert left["prompts with two scores"] >= left["pairs"] == len(run.iterations[1].pairs)
+    assert left["answers"] == left["prompts kept"] * run.settings["n"]
+    assert left["answers"] >= left["finished answers"] >= left["answers with a score"] > 0
 
 
 @pytest.mark.parametrize(
@@ -149,41 +147,38 @@ def test_funnel(folder):
 )
 def test_funnel_in_the_middle_of_a_trip(folder, gone, last):
     """Guards against: what is not made yet told as lost."""
-    trip = load_run(folder).trips[1]
-    assert funnel({**trip, **{stage: [] for stage in gone}}, 24)[-1][0] == last
+    files = load_run(folder).iterations[1]
+    unfinished = dataclasses.replace(files, **{stage: [] for stage in gone})
+    assert funnel(unfinished, 24)[-1][0] == last
 
 
 def test_more_lines_than_colours():
-    """Guards against: a chart that drops what it has no colour for, with four runs side by side or eight rounds."""
-    assert (
-        chart("x", {f"M{i}": [(1, i, None, None), (2, i, None, None)] for i in range(9)}).count(
-            "<polyline"
-        )
-        == 9
-    )
+    """Guards against: a chart that drops what it has no colour for, with four runs side by side or
+    eight rounds."""
+    series = {f"M{i}": [Point(1, i), Point(2, i)] for i in range(9)}
+    assert line_chart("x", series).count("<polyline") == 9
 
 
 def test_rewards_are_those_of_the_run(folder):
     """Guards against: another mean than the one that chose the pairs."""
     run = load_run(folder)
-    scores = rewards(run.trips[1])
-    for pair in run.trips[1]["pairs"]:
-        assert scores[pair["id"], pair["chosen_sample"]] == pytest.approx(pair["chosen_score"])
-        assert scores[pair["id"], pair["rejected_sample"]] == pytest.approx(pair["rejected_score"])
+    rewards = answer_rewards(run.iterations[1])
+    for pair in run.iterations[1].pairs:
+        assert rewards[pair["id"], pair["chosen_sample"]] == pytest.approx(pair["chosen_score"])
+        assert rewards[pair["id"], pair["rejected_sample"]] == pytest.approx(pair["rejected_score"])
 
 
 # ---- alarms ----
-def made(models: list[dict], scores: list[float] = (3.0, 4.0)) -> Run:
-    exam = {2: [{"self_score": score} for score in (*scores, None)]}
-    return Run(
-        "x",
-        {"n_prompts": 2, "seed": 0},
-        {},
-        [{"model": f"M{t}", "t": t, **m} for t, m in enumerate(models, 1)],
-        [],
-        [],
-        exam,
-        {},
+def made(models: list[dict], scores: list[float] = (3.0, 4.0)) -> RunFiles:
+    """A run of these figures, in which M2 gave its answers these scores."""
+    return RunFiles(
+        name="x",
+        record={"settings": {"n_prompts": 2, "seed": 0}},
+        models=[{"model": f"M{t}", "t": t, **figures} for t, figures in enumerate(models, 1)],
+        log=[],
+        sft=[],
+        exam={2: [{"self_score": score} for score in (*scores, None)]},
+        iterations={},
     )
 
 
@@ -222,34 +217,33 @@ def test_alarms(changed, more, says):
 
 
 def test_intervals(folder):
-    """Guards against: curves without their spread, and another spread than that of the answers behind a point."""
+    """Guards against: curves without their spread, and another spread than that of the answers
+    behind a point."""
     run = load_run(folder)
     scores = [a["true_score"] for a in run.exam[2]]
+    middle = statistics.mean(scores)
     half = 1.96 * statistics.stdev(scores) / len(scores) ** 0.5
-    assert curve(run, "true_score")[1] == pytest.approx(
-        (2, statistics.mean(scores), statistics.mean(scores) - half, statistics.mean(scores) + half)
-    )
+    assert curve(run, "true_score")[1] == pytest.approx((2, middle, middle - half, middle + half))
     assert curve(run, "judge_pairwise")[0][2:] == tuple(run.models[0]["judge_interval"])
-    assert all(
-        low <= value <= high
-        for key in ("perfect", "self_score", "finished_rate", "mean_length")
-        for _, value, low, high in curve(run, key)
-    )
-    assert curve(run, "kl_prev")[0][0] == 2 and curve(run, "kl_prev")[0][2:] == (None, None), (
-        "M1 has no model before it"
-    )
+    for key in ("perfect", "self_score", "finished_rate", "mean_length"):
+        for point in curve(run, key):
+            assert point.low <= point.y <= point.high
+    first = curve(run, "kl_prev")[0]
+    assert first.x == 2, "M1 has no model before it"
+    assert first.low is None and first.high is None
 
 
 def test_headline_compares_the_last_with_the_first(folder):
     """Guards against: a win rate against the model before, where the headline speaks of M1."""
-    first, last = ([a["true_score"] for a in load_run(folder).exam[t]] for t in (1, 2))
-    assert f"<b>{statistics.mean(b > a for a, b in zip(first, last)):.1%} / " in page(
-        [load_run(folder)]
-    )
+    run = load_run(folder)
+    first, last = ([a["true_score"] for a in run.exam[t]] for t in (1, 2))
+    wins = statistics.mean(b > a for a, b in zip(first, last))
+    assert f"<b>{wins:.1%} / " in page([run])
 
 
 def test_chart_of_one_point_and_of_none():
-    assert chart("x", {"a": []}) == "" and "<circle" in chart("x", {"a": [(1, 0.5, None, None)]})
+    assert line_chart("x", {"a": []}) == ""
+    assert "<circle" in line_chart("x", {"a": [Point(1, 0.5)]})
 
 
 # ---- command line and browser ----

@@ -1,12 +1,15 @@
-"""sample.py: what is drawn depends on the request alone, follows the distribution asked for, and keeps its EOS."""
+"""sample.py: what is drawn depends on the request alone.
+
+It follows the distribution asked for, and keeps its EOS.
+"""
 
 import random
 from collections import Counter
 
 import pytest
 import torch
-
 from conftest import flat_gpt, tiny_gpt
+
 from data import UserError
 from sample import (
     Completion,
@@ -27,9 +30,8 @@ GREEDY = Sampling(24, temperature=0)
 def ragged(count: int, *, prefix: int = 0) -> list[list[int]]:
     rng = random.Random(count)
     shared = [rng.randrange(4, 260) for _ in range(prefix)]
-    return [
-        shared + [rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)
-    ]
+    own = [[rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)]
+    return [shared + tokens for tokens in own]
 
 
 @pytest.fixture
@@ -49,7 +51,8 @@ def alone(model, chat, prompt: list[int]) -> list[int]:
     """Greedy decoding spelt out: no cache, no batch, no padding."""
     tokens: list[int] = []
     while len(tokens) < GREEDY.max_new_tokens and not (tokens and tokens[-1] in chat.eos_ids):
-        tokens.append(int(model.logits(model(torch.tensor([prompt + tokens])))[0, -1].argmax()))
+        logits = model.logits(model(torch.tensor([prompt + tokens])))  # (1, T, V)
+        tokens.append(int(logits[0, -1].argmax()))
     return tokens
 
 
@@ -59,8 +62,11 @@ def alone(model, chat, prompt: list[int]) -> list[int]:
 @pytest.mark.parametrize("prefix", [0, 40])
 @pytest.mark.parametrize("slots", [1, 3, 64])
 def test_batched_equals_alone(model, chat, prefix, slots):
-    """Guards against: logits read at a pad (lucidrains), pads seen by shorter rows (unsloth #3699, reasoning-from-scratch
-    #33), a refilled slot that keeps its old row, a shared prefix read wrongly."""
+    """Guards against: logits read at a pad (lucidrains).
+
+    Also against: pads seen by shorter rows (unsloth #3699, reasoning-from-scratch #33), a refilled
+    slot that keeps its old row, a shared prefix read wrongly.
+    """
     prompts = ragged(12, prefix=prefix)
     found = generate(model, chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
     expected = [alone(model, chat, p) for p in prompts]
@@ -70,12 +76,14 @@ def test_batched_equals_alone(model, chat, prefix, slots):
 
 @pytest.mark.parametrize("slots", [1, 4, 5, 11])
 def test_batch_size_and_refill_change_no_draw(model, chat, slots):
-    """Guards against: randomness that belongs to the batch, so that another --slots or a resume draws other texts."""
+    """Guards against: randomness that belongs to the batch.
+
+    Then another --slots or a resume draws other texts.
+    """
     prompts = ragged(10, prefix=8)
     whole = generate(model, chat, prompts, DRAW, key="k", n=3)
-    assert (
-        generate(model, chat, prompts, Sampling(24, top_p=0.9, slots=slots), key="k", n=3) == whole
-    )
+    narrow = Sampling(24, top_p=0.9, slots=slots)
+    assert generate(model, chat, prompts, narrow, key="k", n=3) == whole
 
 
 def test_company_changes_no_draw(model, chat):
@@ -90,9 +98,8 @@ def test_company_changes_no_draw(model, chat):
 def test_prompts_of_one_token_and_prompts_inside_prompts(model, chat):
     """Guards against: a prefix that swallows the whole of a prompt."""
     prompts = [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]]
-    assert [c.tokens for (c,) in generate(model, chat, prompts, GREEDY, key="k")] == [
-        alone(model, chat, p) for p in prompts
-    ]
+    found = generate(model, chat, prompts, GREEDY, key="k")
+    assert [c.tokens for (c,) in found] == [alone(model, chat, p) for p in prompts]
     assert generate(model, chat, [], GREEDY, key="k") == []
 
 
@@ -106,34 +113,34 @@ def test_same_key_same_draws(model, chat):
 
 def test_limit_changes_no_draw(model, chat):
     """Guards against: numbers that depend on how many were asked for."""
-    short, long = (
-        generate(model, chat, ragged(6), Sampling(m, top_p=0.9), key="k") for m in (5, 24)
-    )
+    short = generate(model, chat, ragged(6), Sampling(5, top_p=0.9), key="k")
+    long = generate(model, chat, ragged(6), Sampling(24, top_p=0.9), key="k")
     assert [c.tokens for (c,) in short] == [c.tokens[:5] for (c,) in long]
 
 
 @pytest.mark.parametrize("slots", [1, 3, 64])
 def test_the_copy_that_writes_writes_the_same(chat, slots):
-    """Guards against: speed that changes results. Greedy texts of the weights laid out for this processor, cached, in batches and
-    behind a prefix, against the plain model in fp32, one text at a time, without a cache."""
+    """Guards against: speed that changes results.
+
+    Greedy texts of the weights laid out for this processor, cached, in batches and behind a prefix,
+    against the plain model in fp32, one text at a time, without a cache.
+    """
     model, prompts = tiny_gpt(), ragged(12, prefix=40)
-    found = generate(
-        sampling_copy(model, torch.float32),
-        chat,
-        prompts,
-        Sampling(24, temperature=0, slots=slots),
-        key="k",
-    )
+    copied = sampling_copy(model, torch.float32)
+    greedy = Sampling(24, temperature=0, slots=slots)
+    found = generate(copied, chat, prompts, greedy, key="k")
     assert [c.tokens for (c,) in found] == [alone(model, chat, p) for p in prompts]
 
 
 def test_the_copy_in_bf16_places_tokens_as_the_model_does():
-    """Guards against: rotations rounded with the weights, so that the model that writes is not the one that is trained."""
+    """Guards against: rotations rounded with the weights.
+
+    Then the model that writes is not the one that is trained.
+    """
     model = tiny_gpt()
-    plain, copied = (
-        m.rope(torch.tensor([[400]]), torch.float32)
-        for m in (model, sampling_copy(model, torch.bfloat16))
-    )
+    place = torch.tensor([[400]])
+    plain = model.rope(place, torch.float32)
+    copied = sampling_copy(model, torch.bfloat16).rope(place, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(plain, copied)) and plain[0].dtype == torch.float32
 
 
@@ -141,7 +148,10 @@ def test_the_copy_in_bf16_places_tokens_as_the_model_does():
 
 
 def test_tokens_read_for_a_prompt(chat):
-    """Guards against: reading a prompt for each of its answers, or the rubric and an answer for each verdict (5,760 tokens)."""
+    """Guards against: reading a prompt for each of its answers.
+
+    Also against: reading the rubric and an answer for each verdict (5,760 tokens).
+    """
     model = tiny_gpt(
         hidden_size=8,
         intermediate_size=8,
@@ -150,27 +160,26 @@ def test_tokens_read_for_a_prompt(chat):
         num_key_value_heads=1,
     )
     rng, P, N = random.Random(0), 64, 4
-    text = lambda size: [rng.randrange(30, 260) for _ in range(size)]
+
+    def text(size: int) -> list[int]:
+        return [rng.randrange(30, 260) for _ in range(size)]
+
     prompts, rubric, reading = [text(60) for _ in range(P)], text(250), Sampling(1)
+    judged = [rubric + x + text(150) for x in prompts for _ in range(N)]
     generate(model, chat, prompts, reading, key="k", n=N)
-    generate(
-        model,
-        chat,
-        [rubric + x + text(150) for x in prompts for _ in range(N)],
-        reading,
-        key="k",
-        n=3,
-    )
+    generate(model, chat, judged, reading, key="k", n=3)
     assert reading.work["read"] == P * 59 + 250 + P * N * 209 and reading.work["read"] / P <= 900
     assert reading.work["written"] == P * N * 4 and reading.work["prompts"] == P + P * N
 
 
 def test_slots_stay_full(chat):
-    """Guards against: short answers that wait for long ones. 512 requests, 1 to 100 tokens long, 32 on average."""
+    """Guards against: short answers that wait for long ones.
+
+    512 requests, 1 to 100 tokens long, 32 on average.
+    """
     chat.eos_ids, sampling = [0], Sampling(100, slots=64)
-    found = generate(
-        flat_gpt({0: 1, 40: 15, 41: 15}), chat, [p for p in ragged(128)], sampling, key="k", n=4
-    )
+    model = flat_gpt({0: 1, 40: 15, 41: 15})
+    found = generate(model, chat, ragged(128), sampling, key="k", n=4)
     lengths = [len(c.tokens) for group in found for c in group]
     assert min(lengths) < 3 and max(lengths) == 100 and sampling.work["written"] == sum(lengths)
     assert sampling.work["written"] / sampling.work["rows"] >= 0.85
@@ -200,20 +209,18 @@ def test_limit_is_not_an_end(chat):
     """Guards against: answers cut off at the limit and passed on as complete (TRL #1025)."""
     ((endless,),) = generate(flat_gpt({50: 1}), chat, [[7]], Sampling(9), key="k")
     assert endless == Completion([50] * 9, False)
-    found = [
-        c for (c,) in generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")
-    ]
+    groups = generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")
+    found = [c for (c,) in groups]
     assert all(c.finished == (c.tokens[-1] == 0) for c in found)
-    assert {(len(c.tokens), c.finished) for c in found} == {
-        (1, True),
-        (2, True),
-        (3, True),
-        (3, False),
-    }
+    ends = {(len(c.tokens), c.finished) for c in found}
+    assert ends == {(1, True), (2, True), (3, True), (3, False)}
 
 
 def test_stop_rule(chat):
-    """Guards against: verdicts that run on after their score, and a stop rule that is asked about other rows' text."""
+    """Guards against: verdicts that run on after their score.
+
+    Also against: a stop rule that is asked about other rows' text.
+    """
     chat.eos_ids, asked = [0], []
     a, b, newline = (chat.tokenizer.token_to_id(c) for c in "abĊ")
 
@@ -221,30 +228,29 @@ def test_stop_rule(chat):
         asked.append(text)
         return text.endswith("a\n")
 
-    found = [
-        c
-        for (c,) in generate(
-            flat_gpt({a: 1, b: 1, newline: 2}), chat, [[7]] * 50, Sampling(60), key="k", stop=stop
-        )
-    ]
-    texts = [chat.decode(c.tokens) for c in found]
-    assert all(
-        c.finished and t.endswith("a\n") and t.count("a\n") == 1 for c, t in zip(found, texts)
-    )
+    model = flat_gpt({a: 1, b: 1, newline: 2})
+    for (c,) in generate(model, chat, [[7]] * 50, Sampling(60), key="k", stop=stop):
+        text = chat.decode(c.tokens)
+        assert c.finished and text.endswith("a\n") and text.count("a\n") == 1
     assert all(text.endswith("\n") for text in asked)
 
 
 def test_vocabulary_wider_than_the_tokenizer(chat):
-    """Guards against: an index error when a model with padded embeddings (qwen2, qwen3) draws an id that has no text."""
+    """Guards against: an index error when an id that has no text is drawn.
+
+    It happens with padded embeddings (qwen2, qwen3).
+    """
     chat.eos_ids = [0]
-    ((found,),) = generate(
-        flat_gpt({300: 1}, vocab=320), chat, [[7]], Sampling(4), key="k", stop=lambda t: True
-    )
+    model = flat_gpt({300: 1}, vocab=320)
+    ((found,),) = generate(model, chat, [[7]], Sampling(4), key="k", stop=lambda text: True)
     assert found == Completion([300] * 4, False)
 
 
 def test_response_never_holds_the_prompt(chat):
-    """Guards against: lucidrains' `out != pad & ~prompt_mask`, which lets the prompt leak into the response."""
+    """Guards against: lucidrains' `out != pad & ~prompt_mask`.
+
+    It lets the prompt leak into the response.
+    """
     prompts = [[200 + i, 210, 220] for i in range(8)]
     for group in generate(flat_gpt({0: 1, 60: 1, 61: 2}), chat, prompts, DRAW, key="k", n=2):
         assert all(set(c.tokens) <= {0, 60, 61} for c in group)
@@ -252,9 +258,8 @@ def test_response_never_holds_the_prompt(chat):
 
 def test_first_tokens_of_n_answers_differ(chat):
     """Guards against: N copies of one answer. False alarm: 260 ** -15 = 6e-37, on one fixed key."""
-    (group,) = generate(
-        flat_gpt({i: 1 for i in range(260)}), chat, [[7]], Sampling(1), key="k", n=16
-    )
+    model = flat_gpt({i: 1 for i in range(260)})
+    (group,) = generate(model, chat, [[7]], Sampling(1), key="k", n=16)
     assert len({c.tokens[0] for c in group}) > 8
 
 
@@ -274,13 +279,15 @@ def test_prompt_longer_than_the_context(chat):
 
 
 def test_respond_carries_the_drawn_ids(model, chat):
-    """Guards against: decoded text that is tokenised again, and answers filed under another prompt."""
+    """Guards against: decoded text that is tokenised again.
+
+    Also against: answers filed under another prompt.
+    """
     texts = ["one", "two words", "three short words"]
     found = respond(model, chat, texts, DRAW, key="k", n=2, label=None)
     groups = generate(model, chat, [chat.prompt(t) for t in texts], DRAW, key="k", n=2)
-    assert [(c.id, c.sample, c.prompt) for c in found] == [
-        (i, s, t) for i, t in enumerate(texts) for s in range(2)
-    ]
+    places = [(c.id, c.sample, c.prompt) for c in found]
+    assert places == [(i, s, t) for i, t in enumerate(texts) for s in range(2)]
     assert [(c.tokens, c.finished) for c in found] == [tuple(c) for group in groups for c in group]
 
 
@@ -295,17 +302,22 @@ def plain_probs(model, prompt: list[int]) -> torch.Tensor:
 @pytest.mark.parametrize("prefix", [0, 40])
 @pytest.mark.parametrize("slots", [1, 4, 64])
 def test_next_probs_equal_a_plain_forward_pass(model, prefix, slots):
-    """Guards against: a probability read at a pad or behind a wrong prefix, and rows handed back sorted by length."""
+    """Guards against: a probability read at a pad or behind a wrong prefix.
+
+    Also against: rows handed back sorted by length.
+    """
     prompts, wanted = ragged(9, prefix=prefix), [259, 5, 7]
     found = next_probs(model, prompts, wanted, slots=slots)
     assert len({len(p) for p in prompts}) > 5 and found.dtype == torch.float32
-    torch.testing.assert_close(
-        found, torch.stack([plain_probs(model, p)[wanted] for p in prompts]), atol=1e-6, rtol=1e-4
-    )
+    expected = torch.stack([plain_probs(model, p)[wanted] for p in prompts])
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
 def test_next_probs_of_short_and_equal_prompts(model):
-    """Guards against: a prefix that swallows the whole of a prompt; an index error where nothing is asked."""
+    """Guards against: a prefix that swallows the whole of a prompt.
+
+    Also against: an index error where nothing is asked.
+    """
     for prompts in (
         [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]],
         [[9, 10, 11], [9, 10]],
@@ -314,9 +326,8 @@ def test_next_probs_of_short_and_equal_prompts(model):
         [[9, 10]],
     ):
         expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
-        torch.testing.assert_close(
-            next_probs(model, prompts, [3, 4], slots=2), expected, atol=1e-6, rtol=1e-4
-        )
+        found = next_probs(model, prompts, [3, 4], slots=2)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     assert next_probs(model, [], [3, 4], slots=2).shape == (0, 2)
 
 
@@ -324,7 +335,10 @@ def test_next_probs_of_short_and_equal_prompts(model):
 
 
 def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> torch.Tensor:
-    """How often each token is drawn for evenly spread u: exact to one draw, so nothing here is left to luck."""
+    """How often each token is drawn for evenly spread u.
+
+    It is exact to one draw, so nothing here is left to luck.
+    """
     u = (torch.arange(draws) + 0.5) / draws
     tokens = pick(torch.tensor(probs).log().expand(draws, -1), u, sampling)
     return torch.bincount(tokens, minlength=len(probs)) / draws
@@ -357,7 +371,10 @@ KEPT = [
 
 @pytest.mark.parametrize("how, kept", KEPT, ids=str)
 def test_distribution(how, kept):
-    """Guards against: top-p that is one token short or long, top-k after top-p, temperature applied to probabilities."""
+    """Guards against: top-p that is one token short or long.
+
+    Also against: top-k after top-p, temperature applied to probabilities.
+    """
     assert_shares(shares([0.05, 0.25, 0.15, 0.40, 0.12, 0.03], Sampling(1, **how)), kept)
 
 
@@ -371,26 +388,25 @@ def test_wide_nucleus(top_p, size):
 
 
 def test_nucleus_wider_than_every_look():
-    """Guards against: a large vocabulary cut at the last of the first looks; rows that need another look filed under others."""
+    """Guards against: a large vocabulary cut at the last of the first looks.
+
+    Also against: rows that need another look filed under others.
+    """
     V, draws = 3000, 6000
-    wide = torch.linspace(0.01, 0, V).expand(
-        draws, -1
-    )  # nearly flat: 0.9 of it are some 2,690 tokens
+    # Nearly flat: 0.9 of it are some 2,690 tokens.
+    wide = torch.linspace(0.01, 0, V).expand(draws, -1)
     narrow = torch.full((V,), -20.0).index_fill(0, torch.tensor([2900]), 9.0).expand(draws, -1)
     middle = torch.full((V,), -20.0).index_fill(0, torch.arange(100, 300), 9.0).expand(draws, -1)
     u = ((torch.arange(draws) + 0.5) / draws).repeat_interleave(3)
-    tokens = pick(
-        torch.stack((wide, narrow, middle), 1).flatten(0, 1), u, Sampling(1, top_p=0.9)
-    ).view(draws, 3)
+    logits = torch.stack((wide, narrow, middle), 1).flatten(0, 1)
+    tokens = pick(logits, u, Sampling(1, top_p=0.9)).view(draws, 3)
     probs = wide[0].double().softmax(-1)
     size = int((probs.cumsum(-1) - probs < 0.9).sum())
     assert set(tokens[:, 0].tolist()) == set(range(size)) and 2600 < size < 2750
     assert (tokens[:, 1] == 2900).all()
-    assert (
-        178 <= len(tokens[:, 2].unique()) <= 182
-        and (tokens[:, 2] >= 100).all()
-        and (tokens[:, 2] < 300).all()
-    )
+    assert 178 <= len(tokens[:, 2].unique()) <= 182
+    assert (tokens[:, 2] >= 100).all()
+    assert (tokens[:, 2] < 300).all()
 
 
 def test_wide_and_narrow_rows_together():
@@ -410,7 +426,10 @@ def test_top_k_beyond_the_first_look():
 
 
 def test_numbers_are_uniform_and_belong_to_the_name():
-    """Guards against: u = 1 (an index past the end) and requests that share their numbers. 99.99 % point of chi2(99): 161."""
+    """Guards against: u = 1 (an index past the end) and requests that share their numbers.
+
+    99.99 % point of chi2(99): 161.
+    """
     u = uniforms([f"0 answers 1 {i} {s}" for i in range(500) for s in range(4)], 20)
     assert u.min() >= 0 and u.max() < 1
     for numbers in (u.flatten(), u[:, 0], u[0::4].flatten()):
@@ -422,7 +441,10 @@ def test_numbers_are_uniform_and_belong_to_the_name():
 
 
 def test_generate_follows_the_distribution(chat):
-    """Guards against: a sampler that is right alone and wrong in the loop. 99.99 % point of chi2(3): 21.1, on one key."""
+    """Guards against: a sampler that is right alone and wrong in the loop.
+
+    99.99 % point of chi2(3): 21.1, on one key.
+    """
     weights = {40: 0.1, 41: 0.2, 42: 0.3, 43: 0.4}
     found = generate(flat_gpt(weights), chat, [[7], [8]], Sampling(20), key="k", n=50)
     counts = Counter(t for group in found for c in group for t in c.tokens)

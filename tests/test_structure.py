@@ -1,4 +1,7 @@
-"""The shape of the program: who may import whom, who trains, who knows the truth, and how much a line may hold."""
+"""The shape of the program.
+
+Who may import whom, who trains, who knows the truth, and how much a line may hold.
+"""
 
 import ast
 import importlib
@@ -8,12 +11,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
 from conftest import ROOT
 
 PICTURE = ("train", "prompts", "sample", "judge", "dpo", "model")
 FOLDERS = ("core", "worlds", "measure", "experiments")
-# From the ground up: a module imports from its own floor and from those before it, never from one behind it.
+# From the ground up: a module imports from its own floor and from those before it, never from one
+# behind it.
 FLOORS = [
     ("core",),
     ("model",),
@@ -54,7 +57,10 @@ def ours(tree: ast.AST) -> set[str]:
 
 
 def words(tree: ast.AST) -> set[str]:
-    """Every name, attribute, argument and imported word of a module, and the words of its texts but for docstrings."""
+    """Every name, attribute, argument and imported word of a module.
+
+    And the words of its texts but for docstrings.
+    """
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
@@ -109,13 +115,19 @@ def test_imports(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_imports_point_downwards(name):
-    """Guards against: truth or training leaking backwards, and a room that needs the room above it."""
+    """Guards against: truth or training leaking backwards.
+
+    Also against: a room that needs the room above it.
+    """
     assert [other for other in ours(TREES[name]) if floor(other) > floor(name)] == []
 
 
 @pytest.mark.parametrize("name", [n for n in MODULES if n.split(".")[0] in LOOP])
 def test_the_loop_never_mentions_the_truth(name):
-    """Guards against: the oracle leaking into what is trained on. train.py included: it hands the world to the exam whole."""
+    """Guards against: the oracle leaking into what is trained on.
+
+    train.py included: it hands the world to the exam whole.
+    """
     assert not words(TREES[name]) & {"toy_world", "oracle", "truth", "true_score"}
     if name != "train":
         assert not {other for other in ours(TREES[name]) if other.startswith(("worlds", "measure"))}
@@ -145,7 +157,10 @@ def test_nothing_is_unpickled():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_line_holds_one_thought(name):
-    """Guards against: code that grows sideways. The codebases that people hold up as models have 5.4 to 9.4 nodes a line."""
+    """Guards against: code that grows sideways.
+
+    The codebases that people hold up as models have 5.4 to 9.4 nodes a line.
+    """
     lines = [line for line in MODULES[name].read_text().splitlines() if line.strip()]
     assert size(TREES[name]) / max(1, len(lines)) <= 9.5
 
@@ -169,12 +184,15 @@ def test_walrus_only_as_an_if(name):
     """Guards against: an assignment hidden in an argument. `if name := call:` is the one use."""
     tree = TREES[name]
     heads = {id(node.test) for node in ast.walk(tree) if isinstance(node, ast.If)}
-    hidden = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.NamedExpr) and id(n) not in heads]
-    assert hidden == []
+    named = [node for node in ast.walk(tree) if isinstance(node, ast.NamedExpr)]
+    assert [node.lineno for node in named if id(node) not in heads] == []
 
 
 def test_a_name_is_defined_once():
-    """Guards against: `mean`, `table`, `show` and `interval`, which once stood in two or three files each."""
+    """Guards against: `mean`, `table`, `show` and `interval` in more than one file.
+
+    They once stood in two or three files each.
+    """
     names = Counter(
         node.name
         for tree in TREES.values()

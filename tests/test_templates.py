@@ -1,4 +1,7 @@
-"""data.Chat against transformers, token by token, on the chat templates of five families (templates/, shortened but of their logic)."""
+"""data.Chat against transformers, token by token.
+
+On the chat templates of five families (templates/, shortened but of their logic).
+"""
 
 import json
 import shutil
@@ -6,10 +9,10 @@ from datetime import datetime
 from pathlib import Path
 
 import pytest
+from conftest import ROOT, write_tokenizer
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from conftest import ROOT, write_tokenizer
 from data import Chat, UserError
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -40,33 +43,29 @@ FAMILIES = {
     "smollm2": dict(specials=CHATML, bos_token="<|im_start|>", eos_token="<|im_end|>"),
 }
 WHY = {  # what each asks with for "Why?", word for word
-    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: {today}\n\n"
-    "<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-    "qwen2.5": "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+    "llama3": "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+    "Cutting Knowledge Date: December 2023\nToday Date: {today}\n\n<|eot_id|>"
+    "<|start_header_id|>user<|end_header_id|>\n\nWhy?<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    "qwen2.5": "<|im_start|>system\n"
+    "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
     "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
     "qwen3": "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
     "mistral": "<s>[INST] Why?[/INST]",
-    "smollm2": "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "smollm2": "<|im_start|>system\n"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
     "<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n",
 }
-ONE, TWO = (
-    {"role": "user", "content": "Why?"},
-    {"role": "user", "content": "  And {{ then }}? \n\n<tool>\n"},
-)
+ONE = {"role": "user", "content": "Why?"}
+TWO = {"role": "user", "content": "  And {{ then }}? \n\n<tool>\n"}
 THOUGHT = {"role": "assistant", "content": "<think>\nHm, ünï.\n</think>\n\nSo. "}
+KIND = {"role": "system", "content": "Be kind."}
 TALKS = {
     "one turn": [ONE],
     "several turns": [ONE, {"role": "assistant", "content": " So.\n"}, TWO],
     "a thought": [ONE, THOUGHT, TWO],
     "system": [{"role": "system", "content": " Be kind.\n"}, ONE],
-    "system, several turns": [
-        {"role": "system", "content": "Be kind."},
-        ONE,
-        THOUGHT,
-        TWO,
-        THOUGHT,
-        ONE,
-    ],
+    "system, several turns": [KIND, ONE, THOUGHT, TWO, THOUGHT, ONE],
 }
 
 
@@ -77,7 +76,10 @@ def family(request) -> str:
 
 @pytest.fixture
 def folder(tmp_path, family) -> Path:
-    """A directory as this family ships it: tokenizer.json, tokenizer_config.json and chat_template.jinja."""
+    """A directory as this family ships it.
+
+    It holds tokenizer.json, tokenizer_config.json and chat_template.jinja.
+    """
     write_tokenizer(tmp_path, chat_template=None, **FAMILIES[family])
     shutil.copy(ROOT / "tests" / "templates" / f"{family}.jinja", tmp_path / "chat_template.jinja")
     return tmp_path
@@ -92,25 +94,33 @@ def theirs(folder: Path, messages: list[dict], **more) -> list[int]:
 
 @pytest.mark.parametrize("talk", TALKS)
 def test_families_render_as_in_transformers(folder, talk):
-    """Guards against: a checkpoint that is asked, and trained, in another format than the one it was made with."""
+    """Guards against: another format than the one a checkpoint was made with.
+
+    It is asked, and trained, in its own.
+    """
     found = Chat(folder).render(TALKS[talk])
     assert found == theirs(folder, TALKS[talk])
     assert "Why?" in Chat(folder).decode(found)
 
 
 def test_families_word_for_word(folder, family):
-    """Guards against: the test above comparing nothing with nothing. Every special token is one id."""
+    """Guards against: the test above comparing nothing with nothing.
+
+    Every special token is one id.
+    """
     chat = Chat(folder)
     found = chat.prompt("Why?")
-    assert chat.tokenizer.decode(found, skip_special_tokens=False) == WHY[family].format(
-        today=datetime.now().strftime("%d %b %Y")
-    )
+    text = chat.tokenizer.decode(found, skip_special_tokens=False)
+    assert text == WHY[family].format(today=datetime.now().strftime("%d %b %Y"))
     specials = [i for i in found if i < len(FAMILIES[family]["specials"])]
     assert len(specials) == sum(WHY[family].count(s) for s in FAMILIES[family]["specials"])
 
 
 def test_families_end_their_answers(folder, family):
-    """Guards against: an answer that ends with a token that this family does not stop at, or a training example with none."""
+    """Guards against: an answer that ends with a token that this family does not stop at.
+
+    Also against: a training example with none.
+    """
     chat, ends = Chat(folder), FAMILIES[family]["eos_token"]
     name = ends["content"] if isinstance(ends, dict) else ends
     assert chat.tokenizer.id_to_token(chat.eos) == name and chat.eos_ids == [chat.eos]
@@ -121,7 +131,10 @@ def test_families_end_their_answers(folder, family):
 
 @pytest.mark.parametrize("family", ["llama3", "mistral"])
 def test_one_bos_where_the_tokenizer_adds_one_too(folder, family):
-    """Guards against: a second BOS (axolotl #1616), once from the template and once from the tokenizer's post-processor."""
+    """Guards against: a second BOS (axolotl #1616).
+
+    Once from the template and once from the tokenizer's post-processor.
+    """
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     bos = Chat(folder).prompt("Why?")[0]
     name = tokenizer.id_to_token(bos)
@@ -153,20 +166,29 @@ FEATURES = {  # one each of what templates use beyond plain jinja
     "tojson, indent": "{{ messages | tojson(indent=2) }}",
     "tojson, sorted": "{{ messages | tojson(sort_keys=True, separators=(',', ':')) }}",
     "tojson, ASCII": "{{ messages | tojson(ensure_ascii=True) }}",
-    "break and continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}!",
-    "lines of their own": "{% for m in messages %}\n    {% if m.role == 'user' %}\n\nU\n    {% endif %}\n {# note #} \n{% endfor %}\n\n",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
+    "break and continue": "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+    "{{ m.content }}{% break %}{% endfor %}!",
+    "lines of their own": "{% for m in messages %}\n    {% if m.role == 'user' %}\n\nU\n"
+    "    {% endif %}\n {# note #} \n{% endfor %}\n\n",
+    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% endfor %}{{ ns.n }}",
     "strftime_now": "{{ strftime_now('%Y-%m-%d') }}",
     "special tokens": "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}",
-    "macro": "{% macro turn(m) %}{{ bos_token }}{{ m.role }}{% endmacro %}{% for m in messages %}{{ turn(m) }}{% endfor %}",
-    "no tools, no documents": "{% if tools is none and documents is none %}none{% else %}undefined{% endif %}",
-    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}{% endfor %}",
+    "macro": "{% macro turn(m) %}{{ bos_token }}{{ m.role }}{% endmacro %}"
+    "{% for m in messages %}{{ turn(m) }}{% endfor %}",
+    "no tools, no documents": "{% if tools is none and documents is none %}none"
+    "{% else %}undefined{% endif %}",
+    "generation": "{% for m in messages %}{% generation %}{{ m.content }}{% endgeneration %}"
+    "{% endfor %}",
 }
 
 
 @pytest.mark.parametrize("name", FEATURES)
 def test_features_of_templates(tmp_path, name):
-    """Guards against: a template that transformers renders and this program refuses, or reads in another way."""
+    """Guards against: a template that transformers renders and this program refuses.
+
+    Also against: one that it reads in another way.
+    """
     folder = write_tokenizer(
         tmp_path, chat_template=FEATURES[name], bos_token="<|begin|>", pad_token="<|unused|>"
     )

@@ -1,7 +1,11 @@
-"""The commands as people run them: the whole loop on a tiny budget, resumed, refused, and without its truth."""
+"""The commands as people run them: the whole loop on a tiny budget.
+
+Resumed, refused, and without its truth.
+"""
 
 import json
 import math
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import ROOT, TINY, assert_refused, command
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
@@ -18,11 +23,11 @@ import sample
 import train
 import world
 from config import Config, keep_memory
-from conftest import ROOT, TINY, assert_refused, command
 from data import Chat, read_json, read_jsonl, write_jsonl
 from model import load
 
-QUICK = "--iters 1 --n-prompts 4 --n 2 --k 1 --seed-limit 8 --exam 4 --batch-size 16".split()
+QUICK = shlex.split("--iters 1 --n-prompts 4 --n 2 --k 1 --seed-limit 8 --exam 4 --batch-size 16")
+TIMED = ("config.json", "log.jsonl", "metrics.jsonl", "report.html")
 TEXTS = ["prompts", "responses", "verdicts", "pairs", "dpo"]
 
 
@@ -35,18 +40,14 @@ def run(finished, cwd) -> Path:
 
 def results(run: Path) -> dict[str, object]:
     """Everything that a run found out, without what the clock had a hand in."""
-    found: dict[str, object] = {
-        str(p.relative_to(run)): p.read_bytes()
-        for p in run.rglob("*")
-        if p.is_file()
-        and p.name not in ("config.json", "log.jsonl", "metrics.jsonl", "report.html")
-    }
-    return found | {
-        "metrics": [
-            {k: v for k, v in row.items() if k != "seconds"}
-            for row in read_jsonl(run / "metrics.jsonl")
-        ]
-    }
+    found: dict[str, object] = {}
+    for path in run.rglob("*"):
+        if path.is_file() and path.name not in TIMED:
+            found[str(path.relative_to(run))] = path.read_bytes()
+    metrics = read_jsonl(run / "metrics.jsonl")
+    for row in metrics:
+        row.pop("seconds", None)
+    return found | {"metrics": metrics}
 
 
 def weights(folder: Path) -> bytes:
@@ -64,141 +65,101 @@ def test_it_ends_with_a_table(finished):
 
 
 def test_files_of_a_run(finished):
-    """Guards against: files that other tools cannot rely on. The list and the keys are those of DESIGN.md."""
+    """Guards against: files that other tools cannot rely on.
+
+    The list and the keys are those of DESIGN.md.
+    """
     run = finished / "runs" / "toy"
+    configs = ("config", "tokenizer", "tokenizer_config", "generation_config")
     for name in ("M1", "M2"):
-        for file in (
-            "config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "generation_config.json",
-        ):
-            json.loads((run / name / file).read_text())
+        for config in configs:
+            json.loads((run / name / f"{config}.json").read_text())
     rows = {name: read_jsonl(run / "t1" / f"{name}.jsonl") for name in TEXTS}
-    assert [r["id"] for r in rows["prompts"]] == list(range(24)) and all(
-        set(r) == {"id", "prompt"} for r in rows["prompts"]
-    )
-    assert [(r["id"], r["sample"]) for r in rows["responses"]] == [
-        (i, s) for i in range(24) for s in range(3)
-    ]
-    assert all(
-        set(r) == {"id", "sample", "response", "finished", "tokens"} for r in rows["responses"]
-    )
+    assert [r["id"] for r in rows["prompts"]] == list(range(24))
+    assert all(set(r) == {"id", "prompt"} for r in rows["prompts"])
+    places = [(r["id"], r["sample"]) for r in rows["responses"]]
+    assert places == [(i, s) for i in range(24) for s in range(3)]
+    response = {"id", "sample", "response", "finished", "tokens"}
+    assert all(set(r) == response for r in rows["responses"])
     assert all(set(r) == {"id", "sample", "vote", "text", "score"} for r in rows["verdicts"])
-    assert all(
-        set(r) >= {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"}
-        for r in rows["pairs"]
-    )
+    pair = {"prompt", "chosen", "rejected", "chosen_score", "rejected_score"}
+    assert all(set(r) >= pair for r in rows["pairs"])
     steps = {"loss", "margin", "accuracy", "chosen_change", "rejected_change", "lr", "grad_norm"}
     assert all(set(r) >= steps for r in rows["dpo"])
-    assert [set(r) for r in read_jsonl(run / "t0" / "eft.jsonl")] == [
-        {"prompt", "response", "verdict"}
-    ] * 200
-    assert read_jsonl(run / "exam" / "ranked.jsonl") == world.held_out_ranked(4), (
-        "what judge.py --file takes"
-    )
+    eft = read_jsonl(run / "t0" / "eft.jsonl")
+    assert [set(r) for r in eft] == [{"prompt", "response", "verdict"}] * 200
+    ranked = read_jsonl(run / "exam" / "ranked.jsonl")
+    assert ranked == world.held_out_ranked(4), "what judge.py --file takes"
     assert not list(run.rglob("*.tmp"))
     record = json.loads((run / "config.json").read_text())
     assert record["settings"]["n_prompts"] == 24 and record["torch"] == torch.__version__
-    assert "commit" in record and record["device"].startswith(("cpu", "cuda", "mps")), (
-        "the device that was used, not `auto`"
-    )
+    assert "commit" in record
+    used = record["device"].startswith(("cpu", "cuda", "mps"))
+    assert used, "the device that was used, not `auto`"
 
 
 def test_metrics_keys(finished):
     """Guards against: a table that silently loses a column."""
     rows = read_jsonl(finished / "runs" / "toy" / "metrics.jsonl")
     assert [r["model"] for r in rows] == ["M1", "M2"]
-    keys = {
-        "true_score",
-        "perfect",
-        "self_score",
-        "judge_pairwise",
-        "judge_interval",
-        "judge_ties",
-        "judge_best5",
-        "judge_exact",
-        "judge_spearman",
-        "judge_kendall",
-        "judge_parse_rate",
-        "finished_rate",
-        "mean_length",
-        "pairs",
-        "win_rate",
-        "lose_rate",
-        "seconds",
-        "agreement",
-        "verdict_variance",
-        "distinct2",
-        "margin",
-        "accuracy",
-        "chosen_change",
-        "rejected_change",
-    }
-    assert all(keys <= set(r) for r in rows)
-    assert all(
-        rows[0][k] is None
-        for k in (
-            "win_rate",
-            "agreement",
-            "margin",
-            "chosen_change",
-            "pairs",
-            "kl_prev",
-            "kl_first",
-        )
+    keys = shlex.split(
+        "true_score perfect self_score judge_pairwise judge_interval judge_ties judge_best5 "
+        "judge_exact judge_spearman judge_kendall judge_parse_rate finished_rate mean_length pairs "
+        "win_rate lose_rate seconds agreement verdict_variance distinct2 margin accuracy "
+        "chosen_change rejected_change"
     )
+    assert all(set(keys) <= set(r) for r in rows)
+    later = ("win_rate", "agreement", "margin", "chosen_change", "pairs", "kl_prev", "kl_first")
+    assert all(rows[0][key] is None for key in later)
     steps = read_jsonl(finished / "runs" / "toy" / "t1" / "dpo.jsonl")
-    assert rows[1]["margin"] == steps[-1]["margin"], (
-        "fewer than twenty steps: the last tenth is the last"
-    )
-    assert rows[1]["kl_prev"] == rows[1]["kl_first"] > 0, (
-        "in the first round the model before is M1"
-    )
+    margin = steps[-1]["margin"]
+    assert rows[1]["margin"] == margin, "fewer than twenty steps: the last tenth is the last"
+    kl = rows[1]["kl_first"]
+    assert rows[1]["kl_prev"] == kl > 0, "in the first round the model before is M1"
     pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
-    right = [
-        world.oracle(p["prompt"], p["chosen"]) > world.oracle(p["prompt"], p["rejected"])
-        for p in pairs
-    ]
+    right = []
+    for pair in pairs:
+        chosen = world.oracle(pair["prompt"], pair["chosen"])
+        right.append(chosen > world.oracle(pair["prompt"], pair["rejected"]))
     assert rows[0]["pairs_right"] is None and rows[1]["pairs_right"] == sum(right) / len(right)
-    assert (
-        0 < rows[1]["agreement"] <= 1
-        and 0 < rows[1]["distinct2"] <= 1
-        and rows[1]["verdict_variance"] >= 0
-    )
-    assert rows[1]["pairs"] == len(read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl"))
-    assert all(
-        0 <= r["perfect"] <= 1 and 0 <= r["true_score"] <= 5 and r["seconds"] > 0 for r in rows
-    )
+    assert 0 < rows[1]["agreement"] <= 1
+    assert 0 < rows[1]["distinct2"] <= 1
+    assert rows[1]["verdict_variance"] >= 0
+    assert rows[1]["pairs"] == len(pairs)
+    for row in rows:
+        assert 0 <= row["perfect"] <= 1
+        assert 0 <= row["true_score"] <= 5
+        assert row["seconds"] > 0
 
 
 def test_each_file_follows_from_the_one_before(finished):
-    """Guards against: scores or answers that change hands on the way to a pair; Oxen's answers without their stop token."""
+    """Guards against: scores or answers that change hands on the way to a pair.
+
+    Also against: Oxen's answers without their stop token.
+    """
     run = finished / "runs" / "toy"
     prompts, responses, verdicts, pairs, steps = (
         read_jsonl(run / "t1" / f"{name}.jsonl") for name in TEXTS
     )
     chat = Chat(run / "M1")
     answers = {(r["id"], r["response"]): r for r in responses if r["finished"]}
+    texts = {(r["id"], r["sample"]): r["response"] for r in responses}
     votes: dict = {}
     for v in verdicts:
-        text = next(
-            r["response"] for r in responses if (r["id"], r["sample"]) == (v["id"], v["sample"])
-        )
+        text = texts[v["id"], v["sample"]]
         assert (v["id"], text) in answers and judge.parse_score(v["text"]) == v["score"]
         votes.setdefault((v["id"], text), []).append(v["score"])
     for r in responses:
         assert chat.decode(r["tokens"]).strip() == r["response"]
         assert r["finished"] == (r["tokens"][-1] == chat.eos) and chat.eos not in r["tokens"][:-1]
-    rewards = {
-        key: judge.mean(given) for key, given in votes.items() if judge.mean(given) is not None
-    }
+    means = {key: judge.mean(given) for key, given in votes.items()}
+    rewards = {key: reward for key, reward in means.items() if reward is not None}
     assert all(len(given) == 2 for given in votes.values()) and pairs
     for pair in pairs:
-        (id,) = (p["id"] for p in prompts if p["prompt"] == pair["prompt"])
-        own = [reward for (i, _), reward in rewards.items() if i == id]
-        assert pair["chosen_score"] == rewards[id, pair["chosen"]] == max(own)
-        assert pair["rejected_score"] == rewards[id, pair["rejected"]] == min(own) < max(own)
+        (number,) = (p["id"] for p in prompts if p["prompt"] == pair["prompt"])
+        own = [reward for (i, _), reward in rewards.items() if i == number]
+        assert pair["chosen_score"] == rewards[number, pair["chosen"]] == max(own)
+        assert pair["rejected_score"] == rewards[number, pair["rejected"]] == min(own) < max(own)
     assert steps[0]["dpo_loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
@@ -213,18 +174,15 @@ def test_m2_is_a_hugging_face_model(finished):
     """Guards against: a checkpoint that only we can read; DPO that saves what it was given."""
     m1, m2 = (finished / "runs" / "toy" / name for name in ("M1", "M2"))
     assert weights(m1) != weights(m2)
-    theirs, ids = (
-        AutoModelForCausalLM.from_pretrained(m2, dtype=torch.float32).eval(),
-        torch.arange(1, 60)[None],
-    )
+    theirs = AutoModelForCausalLM.from_pretrained(m2, dtype=torch.float32).eval()
+    ids = torch.arange(1, 60)[None]
     with torch.no_grad():
         ours = load(m2)
         torch.testing.assert_close(ours.logits(ours(ids)), theirs(ids).logits, atol=1e-4, rtol=0)
     talk = [{"role": "user", "content": "Count up from two to four for Mia."}]
     tokenizer = AutoTokenizer.from_pretrained(m2)
-    assert tokenizer.apply_chat_template(
-        talk, add_generation_prompt=True, return_dict=False
-    ) == Chat(m2).render(talk)
+    prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True, return_dict=False)
+    assert prompt == Chat(m2).render(talk)
 
 
 # ---- resume ----
@@ -243,29 +201,33 @@ ORDER = [
 def forget(run: Path, first: str) -> None:
     """The run as if it had been killed while it made `first`."""
     for name in ORDER[ORDER.index(first) :]:
-        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+        else:
+            (run / name).unlink()
     if not (run / "M2").exists():
         (run / "t1" / "dpo.jsonl").unlink()
-    rows = [
-        r
-        for r in read_jsonl(run / "metrics.jsonl")
-        if (run / "exam" / f"{r['model']}.jsonl").exists()
-    ]
-    write_jsonl(run / "metrics.jsonl", rows) if rows else (run / "metrics.jsonl").unlink()
+    rows = read_jsonl(run / "metrics.jsonl")
+    rows = [r for r in rows if (run / "exam" / f"{r['model']}.jsonl").exists()]
+    if rows:
+        write_jsonl(run / "metrics.jsonl", rows)
+    else:
+        (run / "metrics.jsonl").unlink()
 
 
-@pytest.mark.parametrize(
-    "first", [name for name in ORDER if name != "M2"]
-)  # that one stands below; M1 in test_checkpoint.py
+# M2 stands below; M1 in test_checkpoint.py.
+@pytest.mark.parametrize("first", [name for name in ORDER if name != "M2"])
 def test_resumed_equals_uninterrupted(finished, run, first):
-    """Guards against: a run that starts over (Oxen) or goes on differently (transformers #11323). Bit by bit."""
+    """Guards against: a run that starts over (Oxen) or goes on differently (transformers #11323).
+
+    Bit by bit.
+    """
     forget(run, first)
     done = command("train.py", *TINY, "--json")
     assert done.code == 0, done.err
     assert results(run) == results(finished / "runs" / "toy")
-    assert [row["model"] for row in json.loads(done.out)["models"]] == ["M1", "M2"], (
-        "stdout is one JSON object"
-    )
+    models = [row["model"] for row in json.loads(done.out)["models"]]
+    assert models == ["M1", "M2"], "stdout is one JSON object"
 
 
 def test_stopped_between_model_and_log(finished, run):
@@ -313,9 +275,8 @@ def test_one_more_iteration(finished, run):
 def test_other_settings_are_refused(finished, run):
     """Guards against: two runs mixed in one directory."""
     before = results(run)
-    assert_refused(
-        command("train.py", *TINY, "--beta", 0.2, "--k", 3), "other settings", "beta", "k"
-    )
+    done = command("train.py", *TINY, "--beta", 0.2, "--k", 3)
+    assert_refused(done, "other settings", "beta", "k")
     assert results(run) == before
 
 
@@ -324,25 +285,26 @@ def test_other_settings_are_refused(finished, run):
 
 @pytest.mark.parametrize("value", [3.0, None], ids=["all tied", "all unreadable"])
 def test_iteration_without_pairs(run, monkeypatch, value):
-    """Guards against: lucidrains' dataset loop, which never ends; unreadable verdicts dressed up as ties or zeros."""
+    """Guards against: lucidrains' dataset loop, which never ends.
+
+    Also against: unreadable verdicts dressed up as ties or zeros.
+    """
     forget(run, "t1/verdicts.jsonl")
     monkeypatch.setattr(judge, "parse_score", lambda text: value)
     finished = Counter(r["id"] for r in read_jsonl(run / "t1" / "responses.jsonl") if r["finished"])
     tied = sum(n > 1 for n in finished.values()) if value else 0
-    assert_refused(
-        command("train.py", *TINY),
-        "no preference pair",
-        f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two "
-        f"scores; of 72 answers {finished.total()} finished, {finished.total() if value else 0} scored",
-    )
+    scored = finished.total() if value else 0
+    prompts = f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two scores"
+    answers = f"of 72 answers {finished.total()} finished, {scored} scored"
+    done = command("train.py", *TINY)
+    assert_refused(done, "no preference pair", f"{prompts}; {answers}")
     assert not (run / "M2").exists() and weights(run / "M1")
 
 
 def test_iteration_without_a_finished_answer(cwd):
     """Guards against: a message about an empty file where no answer ended within the limit."""
-    assert_refused(
-        command("train.py", *QUICK, "--max-new-tokens", 1, "--prompts", prompt_file(cwd)), "pair"
-    )
+    done = command("train.py", *QUICK, "--max-new-tokens", 1, "--prompts", prompt_file(cwd))
+    assert_refused(done, "pair")
 
 
 def prompt_file(cwd: Path, count: int = 8) -> Path:
@@ -354,20 +316,21 @@ def prompt_file(cwd: Path, count: int = 8) -> Path:
 
 
 def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch):
-    """Guards against: a truth that leaks into training. The seed data, labelled beforehand, come from files."""
+    """Guards against: a truth that leaks into training.
+
+    The seed data, labelled beforehand, come from files.
+    """
     settings = read_json(finished / "runs" / "toy" / "config.json")["settings"]
     seeds = train.gather(Config(**settings), True)
     write_jsonl(cwd / "ift.jsonl", seeds.ift)
     write_jsonl(cwd / "eft.jsonl", seeds.eft)
     monkeypatch.setattr(world, "oracle", lambda prompt, answer: None)
     monkeypatch.setattr(world, "points", lambda task, answer: (False,) * 5)
-    assert (
-        command("train.py", *TINY, "--ift", cwd / "ift.jsonl", "--eft", cwd / "eft.jsonl").code == 0
-    )
+    done = command("train.py", *TINY, "--ift", cwd / "ift.jsonl", "--eft", cwd / "eft.jsonl")
+    assert done.code == 0
     known, unknown = (folder / "runs" / "toy" for folder in (finished, cwd))
-    for row, blind in zip(
-        read_jsonl(known / "metrics.jsonl"), read_jsonl(unknown / "metrics.jsonl")
-    ):
+    metrics, blind_metrics = (read_jsonl(run / "metrics.jsonl") for run in (known, unknown))
+    for row, blind in zip(metrics, blind_metrics):
         assert row["true_score"] is not None and blind["true_score"] is None
     for name in ("M1", "M2"):
         assert weights(known / name) == weights(unknown / name)
@@ -376,40 +339,26 @@ def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch)
 # ---- a checkpoint of the real layout ----
 
 
+FEW = shlex.split("--iters 1 --n-prompts 8 --max-new-tokens 12 --max-verdict-tokens 8")
+
+
 def test_real_layout(cwd, checkpoint, monkeypatch):
-    """Guards against: a loop that only knows its toy (lucidrains #10: how to use an HF model); a truth where nobody knows it."""
-    write_jsonl(
-        cwd / "ift.jsonl",
-        [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(16)],
-    )
+    """Guards against: a loop that only knows its toy (lucidrains #10: how to use an HF model).
+
+    Also against: a truth where nobody knows it.
+    """
+    questions = [{"prompt": f"Question {i}?", "response": f"Answer {i}."} for i in range(16)]
+    write_jsonl(cwd / "ift.jsonl", questions)
     ranked = {"responses": ["good", "bad", "ugly"], "ranks": [0, 1, 2]}
     write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", **ranked} for i in range(16)])
     monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
-    done = command(
-        "train.py",
-        "--model",
-        checkpoint,
-        "--ift",
-        cwd / "ift.jsonl",
-        "--ranked",
-        cwd / "ranked.jsonl",
-        "--prompts",
-        prompt_file(cwd),
-        "--iters",
-        1,
-        "--n-prompts",
-        8,
-        "--max-new-tokens",
-        12,
-        "--max-verdict-tokens",
-        8,
-    )
+    people = ("--ift", cwd / "ift.jsonl", "--ranked", cwd / "ranked.jsonl")
+    done = command("train.py", "--model", checkpoint, *people, "--prompts", prompt_file(cwd), *FEW)
     assert done.code == 0, done.err
     run = cwd / "runs" / "llama"
     rows = read_jsonl(run / "metrics.jsonl")
-    assert [r["true_score"] for r in rows] == [None, None] and all(
-        0 <= r["judge_pairwise"] <= 1 for r in rows
-    )
+    assert [r["true_score"] for r in rows] == [None, None]
+    assert all(0 <= r["judge_pairwise"] <= 1 for r in rows)
     ids = torch.arange(50)[None]
     with torch.no_grad():
         ours = load(run / "M2")
@@ -420,34 +369,18 @@ def test_real_layout(cwd, checkpoint, monkeypatch):
 
 
 def test_without_held_out_prompts(cwd, checkpoint, monkeypatch):
-    """Guards against: a run that trains M_2 and then trips over its own empty exam (--prompts and --eft, nothing held out)."""
-    write_jsonl(
-        cwd / "eft.jsonl",
-        [{"prompt": f"Ask {i}?", "response": "good", "verdict": "Score: 4"} for i in range(8)],
-    )
+    """Guards against: a run that trains M_2 and then trips over its own empty exam.
+
+    (--prompts and --eft, nothing held out.)
+    """
+    verdict = {"response": "good", "verdict": "Score: 4"}
+    write_jsonl(cwd / "eft.jsonl", [{"prompt": f"Ask {i}?", **verdict} for i in range(8)])
     monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
-    done = command(
-        "train.py",
-        "--model",
-        checkpoint,
-        "--eft",
-        cwd / "eft.jsonl",
-        "--prompts",
-        prompt_file(cwd),
-        "--iters",
-        1,
-        "--n-prompts",
-        8,
-        "--max-new-tokens",
-        12,
-        "--max-verdict-tokens",
-        8,
-    )
+    files = ("--eft", cwd / "eft.jsonl", "--prompts", prompt_file(cwd))
+    done = command("train.py", "--model", checkpoint, *files, *FEW)
     assert done.code == 0, done.err
-    assert [row["model"] for row in read_jsonl(cwd / "runs" / "llama" / "metrics.jsonl")] == [
-        "M1",
-        "M2",
-    ]
+    rows = read_jsonl(cwd / "runs" / "llama" / "metrics.jsonl")
+    assert [row["model"] for row in rows] == ["M1", "M2"]
 
 
 # ---- bad input: one sentence, exit code 2 ----
@@ -523,7 +456,10 @@ BAD = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(cwd, case):
-    """Guards against: a traceback where one sentence would do; a message that does not say what to mend."""
+    """Guards against: a traceback where one sentence would do.
+
+    Also against: a message that does not say what to mend.
+    """
     args, says = BAD[case](cwd)
     assert_refused(command("train.py", *QUICK, *args), *says)
 
@@ -532,47 +468,51 @@ def test_bad_input(cwd, case):
     "args", [["--no-such-flag"], ["--n", "four"], ["--iter", "1"], ["word"]], ids=str
 )
 def test_unknown_arguments(cwd, args):
-    """Guards against: typos obeyed as the default (nano-vllm), abbreviations that change meaning."""
+    """Guards against: typos obeyed as the default (nano-vllm).
+
+    Also against: abbreviations that change meaning.
+    """
     done = command("train.py", *args)
     assert done.code == 2 and "usage" in done.err and not (cwd / "runs").exists()
 
 
 def test_real_exit_code(cwd):
     """Guards against: all of the above being true only inside this test."""
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train.py"), "--model", "nowhere"],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-    )
-    assert (
-        done.returncode == 2
-        and done.stderr.startswith("error: ")
-        and "Traceback" not in done.stderr
-    )
+    args = [sys.executable, str(ROOT / "train.py"), "--model", "nowhere"]
+    done = subprocess.run(args, cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_refused_start_does_not_spoil_the_name(cwd):
-    """Guards against: a typo recorded as the run's settings, so that the corrected command is refused too."""
+    """Guards against: a typo recorded as the run's settings.
+
+    Then the corrected command is refused too.
+    """
     assert command("train.py", *QUICK, "--dtype", "fp16").code == 2
-    assert_refused(
-        command("train.py", *QUICK, "--dtype", "fp32", "--ift", "nowhere.jsonl"), "nowhere.jsonl"
-    )
+    done = command("train.py", *QUICK, "--dtype", "fp32", "--ift", "nowhere.jsonl")
+    assert_refused(done, "nowhere.jsonl")
 
 
 def test_help_names_every_flag():
     """Guards against: settings that cannot be found."""
     done = command("train.py", "--help")
-    flags = (
-        "--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked --eft-style --prompts --prompt-writer "
-        "--rubric --judge --temperature --top-p --sft-weight --beta --tokens --recompute --slots --device --dtype --json --make-seed"
-    ).split()
+    flags = shlex.split(
+        "--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked "
+        "--eft-style --prompts --prompt-writer --rubric --judge --temperature --top-p --sft-weight "
+        "--beta --tokens --recompute --slots --device --dtype --json --make-seed"
+    )
     assert done.code == 0 and all(f in done.out for f in flags)
 
 
 def test_a_libc_without_mallopt(monkeypatch):
     """Guards against: a command that needs glibc; musl, macOS and Windows have no mallopt."""
-    for broken in (lambda name: object(), lambda name: (_ for _ in ()).throw(OSError("no libc"))):
+
+    def no_libc(name):
+        raise OSError("no libc")
+
+    for broken in (lambda name: object(), no_libc):
         monkeypatch.setattr("ctypes.CDLL", broken)
         keep_memory()
 
@@ -581,13 +521,12 @@ def test_a_libc_without_mallopt(monkeypatch):
 
 
 def test_ask(finished):
-    """Guards against: a question that cannot be asked; an answer that changes from call to call or shows its control tokens."""
-    ask = (
-        "sample.py",
-        "--model",
-        finished / "runs" / "toy" / "M2",
-        "Count up from two to four for Mia.",
-    )
+    """Guards against: a question that cannot be asked.
+
+    Also against: an answer that changes from call to call or shows its control tokens.
+    """
+    model = finished / "runs" / "toy" / "M2"
+    ask = ("sample.py", "--model", model, "Count up from two to four for Mia.")
     one, other = command(*ask), command(*ask)
     assert one.code == 0 and one.out.strip() and one.out == other.out
     assert "<|" not in one.out and "Count up" not in one.out
@@ -597,28 +536,15 @@ def test_ask(finished):
 
 def test_chat():
     """Guards against: an interactive chat that ends in a traceback."""
-    done = command(
-        "sample.py",
-        "--model",
-        ROOT / "seed",
-        stdin="Count up from two to four for Mia.\n\nSpell cat for Bob.\n",
-    )
+    questions = "Count up from two to four for Mia.\n\nSpell cat for Bob.\n"
+    done = command("sample.py", "--model", ROOT / "seed", stdin=questions)
     assert done.code == 0 and done.out.count(">") >= 3
 
 
 def test_judge_one(finished):
     """Guards against: votes that are averaged but never shown."""
-    args = (
-        "judge.py",
-        "--model",
-        finished / "runs" / "toy" / "M1",
-        "--prompt",
-        "Spell cat for Mia.",
-        "--response",
-        "Mia: c, a, t.",
-        "--k",
-        4,
-    )
+    answer = ("--prompt", "Spell cat for Mia.", "--response", "Mia: c, a, t.")
+    args = ("judge.py", "--model", finished / "runs" / "toy" / "M1", *answer, "--k", 4)
     shown, done = command(*args), command(*args, "--json")
     assert shown.code == 0 and shown.out.count("verdict") == 4 and "mean" in shown.out
     report = json.loads(done.out)
@@ -635,9 +561,8 @@ def test_judge_file(finished, cwd):
     args = ("judge.py", "--model", finished / "runs" / "toy" / "M1", "--file", cwd / "ranked.jsonl")
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     assert shown.code == 0 and "pairwise accuracy" in shown.out
-    assert report["judge_pairwise"] == judge.pairwise_accuracy(
-        report["rewards"], [g["ranks"] for g in groups]
-    )
+    ranks = [group["ranks"] for group in groups]
+    assert report["judge_pairwise"] == judge.pairwise_accuracy(report["rewards"], ranks)
     assert 0 <= report["judge_parse_rate"] <= 1
 
 

@@ -1,16 +1,19 @@
-"""world.py: the oracle knows a perfect answer and every way to miss it, and the held-out prompts stay held out."""
+"""worlds/toy.py: the oracle knows a perfect answer and every way to miss it.
+
+The held-out prompts stay held out.
+"""
 
 import random
 import re
 
 import pytest
-
-import world
 from conftest import ROOT
-from data import Chat
+
+from core.chat import Chat
 from experiments.make_seed import corpus
 from judge import parse_score, read_rubric
-from world import (
+from worlds import toy
+from worlds.toy import (
     FLAWS,
     KINDS,
     ORDERED,
@@ -29,6 +32,7 @@ from world import (
     perfect,
     points,
     read_task,
+    toy_world,
     verdict,
 )
 
@@ -94,14 +98,15 @@ def test_flaws_of_the_demonstrations(flaw):
     rng, found = random.Random(flaw), 0
     for _ in range(400):
         task = draw_task(rng)
-        text = flawed(perfect(task, rng), flaw, task, rng).text()
+        text = flawed(perfect(task, rng), flaw, task=task, rng=rng).text()
         assert (oracle(task.prompt, text) == 5) == is_right(task, text), (task, text)
         found += not is_right(task, text)
     assert found > 100  # a swap is a mistake in four of the ten families only
 
 
 def test_demonstrations_are_of_mixed_quality():
-    """Guards against: flawless demonstrations, where the judge errs with the writer and nothing can improve."""
+    """Guards against: flawless demonstrations, where the judge errs with the writer and nothing
+    can improve."""
     rng = random.Random(0)
     scores = [
         oracle(t.prompt, demonstration(t, rng)) for t in (draw_task(rng) for _ in range(1000))
@@ -126,7 +131,8 @@ FOREIGN = [
 
 @pytest.mark.parametrize("prompt", FOREIGN)
 def test_no_task_no_score(prompt):
-    """Guards against: a text of the model's own that crashes the oracle, or gets a score although it asks for nothing."""
+    """Guards against: a text of the model's own that crashes the oracle, or gets a score although
+    it asks for nothing."""
     assert oracle(prompt, "Mia: cat.") is None
 
 
@@ -172,17 +178,30 @@ def test_ranked_groups_are_ranked_by_truth():
         assert [5 - r for r in group["ranks"]] == truth
 
 
+def test_files_replace_the_people_of_the_toy():
+    """Guards against: a file that is ignored or not cut to the limit, and an exam made of it."""
+    written = [{"prompt": f"Task {i}", "response": "Mia: cat."} for i in range(30)]
+    of_people = toy_world(3, limit=20, exam=8, ift=None, eft=None)
+    of_file = toy_world(3, limit=20, exam=8, ift=written, eft=of_people.eft)
+    assert of_people.ift == ift_examples(20, random.Random("people 3"))
+    assert (of_file.ift, of_file.eft) == (written[:20], of_people.eft)
+    assert of_file.prompts == [row["prompt"] for row in written], "all of them, to write new ones"
+    assert of_file.exam == of_people.exam
+    assert (len(of_file.exam.prompts), len(of_file.exam.groups)) == (8, 2)
+
+
 # ---- the shipped seed/ ----
 
 
 def test_seed_can_write_every_word():
-    """Guards against: a digit or a letter missing from the tokenizer, which silently makes every verdict unreadable."""
+    """Guards against: a digit or a letter missing from the tokenizer, which silently makes every
+    verdict unreadable."""
     tokenizer = Chat(ROOT / "seed").tokenizer
-    words = {w for rows in (KINDS.values(), world.WORDS.values()) for row in rows for w in row}
-    words |= {*world.NAMES, *map(str.lower, world.NAMES), *world.NUMBERS, *world.DAYS}
-    words |= {*world.OPPOSITE, *world.COLOUR, *world.SOUND}
+    words = {w for rows in (KINDS.values(), toy.WORDS.values()) for row in rows for w in row}
+    words |= {*toy.NAMES, *map(str.lower, toy.NAMES), *toy.NUMBERS, *toy.DAYS}
+    words |= {*toy.OPPOSITE, *toy.COLOUR, *toy.SOUND}
     rng = random.Random(5)
-    texts = [*words, *(f"Score: {i}" for i in range(6)), *corpus(300, rng), world.RUBRIC]
+    texts = [*words, *(f"Score: {i}" for i in range(6)), *corpus(300, rng), toy.RUBRIC]
     for text in texts:
         assert (
             tokenizer.decode(
@@ -193,6 +212,6 @@ def test_seed_can_write_every_word():
 
 
 def test_seed_belongs_to_this_world():
-    """Guards against: a seed made by another version of world.py; a clone that is not small."""
-    assert read_rubric(ROOT / "seed" / "rubric.txt") == world.RUBRIC
+    """Guards against: a seed made by another version of the toy; a clone that is not small."""
+    assert read_rubric(ROOT / "seed" / "rubric.txt") == toy.RUBRIC
     assert sum(p.stat().st_size for p in (ROOT / "seed").iterdir()) <= 2_000_000

@@ -1,0 +1,165 @@
+"""core/config.py: every setting of a run: the command line of train.py, its --help and its record.
+
+In: the command line.  Out: a `Config`. Defaults follow the paper where a small checkpoint bears
+them. `toy` is the default for a model of the toy world: its data are a hundred times smaller, and
+its weights may move much further.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+from core.errors import UserError
+from core.files import read_json
+
+SEED = Path(__file__).resolve().parent.parent / "seed"  # the toy's base model
+STYLES = ("auto", "verdict", "score")
+WEIGHTS = ("examples", "tokens")
+READINGS = ("sampled", "expected")
+
+
+def setting(default, text: str, *, toy=None, least: float | None = None, one_of=()):
+    """A field with its help text, the toy's default where it differs, and what is allowed."""
+    metadata = {"help": text, "toy": default if toy is None else toy}
+    return field(default=default, metadata=metadata | {"least": least, "one_of": one_of})
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting. A name is a flag: `n_prompts` is --n-prompts."""
+
+    # ---- the run ----
+    model: str | None = setting(None, "base model M_0, a Hugging Face directory (default: seed/)")
+    run: str | None = setting(None, "the files go to runs/NAME (default: the model's name, or toy)")
+    iters: int = setting(3, "trips round the loop; 3 make M_2, M_3 and M_4", least=0)
+    seed: int = setting(0, "names all randomness; the same seed draws the same texts")
+
+    # ---- what people wrote (docs/real-model.md) ----
+    ift: str | None = setting(None, "instruction data: JSONL in one of four formats")
+    oasst: str | None = setting(None, "Open Assistant trees: instruction data and ranked answers")
+    lang: str = setting("en", "language taken from --oasst")
+    eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
+    ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
+    prompts: str | None = setting(None, "new prompts from this file; the model writes none")
+    seed_limit: int = setting(
+        200, "at most so many IFT and so many EFT examples", toy=2000, least=0
+    )
+    exam: int = setting(32, "held-out prompts, and groups of ranked answers", toy=400, least=1)
+
+    # ---- new prompts and answers ----
+    n_prompts: int = setting(256, "new prompts an iteration", toy=1024, least=1)
+    rouge: float = setting(
+        0.7, "a prompt this much like an earlier one is refused; 1: copies", toy=1.0
+    )
+    n: int = setting(4, "answers to each prompt", least=2)
+    prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, least=0)
+    temperature: float = setting(0.7, "of answers", toy=1.0, least=0)
+    top_p: float = setting(0.9, "nucleus of everything that is sampled", toy=0.95, least=0.01)
+    max_new_tokens: int = setting(192, "limit of an answer or a prompt", toy=40, least=1)
+
+    # ---- the judge ----
+    rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response}")
+    judge: str = setting("sampled", "how a score is read (docs/real-model.md)", one_of=READINGS)
+    k: int = setting(3, "verdicts on each answer; their mean is its reward", least=1)
+    judge_temperature: float = setting(0.7, "of verdicts", least=0)
+    max_verdict_tokens: int = setting(192, "limit of a verdict", toy=32, least=1)
+    eft_style: str = setting("auto", "judge data from ranked answers", one_of=STYLES)
+
+    # ---- SFT ----
+    sft_epochs: int = setting(1, "passes over the seed data", least=1)
+    sft_lr: float | None = setting(
+        None, "peak rate of SFT (default: 5.5e-6 x 8192 / width)", toy=2e-3
+    )
+    sft_weight: str = setting("examples", "what weighs the same", toy="tokens", one_of=WEIGHTS)
+
+    # ---- DPO ----
+    beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
+    nll: float = setting(0.0, "weight of the chosen answer's NLL; 0 is plain DPO", toy=1.0, least=0)
+    dpo_epochs: int = setting(1, "passes over the pairs", toy=3, least=1)
+    dpo_lr: float | None = setting(
+        None, "peak rate of DPO (default: 1e-6 x 8192 / width)", toy=1e-3
+    )
+    batch_size: int = setting(16, "examples or pairs a step", toy=32, least=1)
+    dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
+    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)
+
+    # ---- sizes of the machine: they change speed and memory, not the method ----
+    slots: int = setting(128, "texts that are written side by side", toy=1024, least=1)
+    tokens: int = setting(1024, "tokens of one pass in training", toy=2048, least=1)
+    recompute: bool = setting(False, "keep less in training; a quarter slower")
+    device: str = setting("auto", "auto, cpu, cuda or mps")
+    dtype: str = setting("auto", "arithmetic: auto, fp32, bf16; weights stay fp32", toy="fp32")
+
+    def __post_init__(self):
+        for f in fields(self):
+            check_setting(f, getattr(self, f.name))
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check_setting(f: Field, value: object) -> None:
+    """Raises UserError where a value is not allowed."""
+    least = f.metadata["least"]
+    one_of = f.metadata["one_of"]
+    if least is not None and value < least:
+        raise UserError(f"{flag(f.name)} must be at least {least}, not {value}.")
+    if one_of and value not in one_of:
+        raise UserError(f"{flag(f.name)} must be one of {', '.join(one_of)}, not {value!r}.")
+
+
+def toy_settings() -> dict:
+    """The toy's default of every setting."""
+    return {f.name: f.metadata["toy"] for f in fields(Config)}
+
+
+# ---- the command line of train.py ----
+
+
+class CommandLine(NamedTuple):
+    config: Config
+    toy: bool  # the model belongs to the toy world
+    json: bool  # print one JSON object, and everything else to stderr
+
+
+def parse(arguments: Sequence[str], description: str) -> CommandLine:
+    """The settings of a command line. What it leaves out has its default, or the toy's.
+
+    Raises UserError where settings do not go together.
+    """
+    parser = argparse.ArgumentParser(description=description, allow_abbrev=False)
+    for f in fields(Config):
+        add_flag(parser, f)
+    parser.add_argument("--json", action="store_true", help="print the table as one JSON object")
+    chosen = vars(parser.parse_args(arguments))
+    as_json = chosen.pop("json")
+    folder = Path(chosen.get("model", SEED))
+    chosen.setdefault("run", "toy" if folder == SEED else folder.resolve().name)
+    toy = read_json(folder / "config.json").get("world") == "toy"
+    defaults = toy_settings() if toy else {}
+    config = Config(**(defaults | chosen))
+    if toy and (config.ranked or config.oasst):
+        raise UserError(
+            "the toy world brings its own ranked answers; --ranked and --oasst are for real models "
+            "(--model DIR)."
+        )
+    return CommandLine(config, toy, as_json)
+
+
+def add_flag(parser: argparse.ArgumentParser, f: Field) -> None:
+    """One setting as a flag, with its defaults in the help. What is not given stays away."""
+    text = f.metadata["help"]
+    if f.metadata["one_of"]:
+        text += f": {', '.join(f.metadata['one_of'])}"
+    if f.default is not None:
+        text += f" [{f.default}]"
+    if f.metadata["toy"] != f.default:
+        text += f" [toy: {f.metadata['toy']}]"
+    if f.type is bool:
+        parser.add_argument(flag(f.name), action="store_true", default=argparse.SUPPRESS, help=text)
+        return
+    kinds = get_args(f.type) or (f.type,)  # (str, NoneType) of `str | None`
+    parser.add_argument(flag(f.name), type=kinds[0], default=argparse.SUPPRESS, help=text)

@@ -1,0 +1,103 @@
+"""core/draw.py: one token: logits and a random number -> an id.
+
+In: logits of many rows, and for each row a number in [0, 1).  Out: one id a row.
+The numbers come from names, not from a generator with a state. So a text is drawn with the same
+numbers whatever is written beside it, and in whatever order.
+Left out on purpose: penalties, and samplers beyond temperature, top-k and nucleus.
+
+Shapes: B rows, V vocabulary, C candidates for a token.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# The nucleus of nearly every row lies among its 32 likeliest tokens. Else 1,024, then all.
+NUCLEUS_LOOKS = (32, 1024)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to draw. Temperature 0 is greedy; top_p 1 and top_k None keep the whole vocabulary."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int | None = None
+    n: int = 1  # texts for each prompt
+    slots: int = 64  # texts that are written side by side
+    stop: Callable[[str], bool] | None = None  # ends a text; it is asked whenever a line ends
+
+
+def uniforms(names: Sequence[str], count: int) -> Tensor:
+    """(len(names), count) numbers in [0, 1). A name always gives the same numbers.
+
+    A hash of the name seeds a splitmix64 sequence (Steele et al. 2014), and number i is its i-th.
+    So number i does not depend on `count`, and no generator has a state that a batch could share.
+    """
+    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    seeds = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    steps = np.arange(1, count + 1, dtype=np.uint64)
+    with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
+        z = seeds[:, None] + steps * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    top_24_bits = z >> np.uint64(40)  # fp32 holds 24 bits exactly
+    return torch.from_numpy(top_24_bits.astype(np.float32) / np.float32(2**24))
+
+
+def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
+    """The column where the running sum of a row of weights (B,C) passes u (B,) of its total:
+
+    (B,).
+    """
+    cdf = weights.cumsum(-1)
+    total = cdf[:, -1:]
+    below_total = total.nextafter(cdf.new_zeros(1))  # rounding must not reach past the last weight
+    return torch.searchsorted(cdf, (u[:, None] * total).minimum(below_total), right=True)[:, 0]
+
+
+def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
+    """Draws one token a row:
+
+    logits (B,V), u (B,) in [0,1) -> ids (B,). top_p counts within top_k.
+    """
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs = (logits.float() / sampling.temperature).softmax(-1)
+    if sampling.top_k is not None:
+        top, ids = probs.topk(min(sampling.top_k, probs.shape[-1]))
+        return draw(top / top.sum(-1, keepdim=True), ids, u, sampling.top_p)
+    if sampling.top_p < 1:
+        return pick_from_nucleus(probs, u, sampling.top_p)
+    return inverse_cdf(probs, u)
+
+
+def draw(top: Tensor, ids: Tensor, u: Tensor, top_p: float) -> Tensor:
+    """Draws from the nucleus of candidates `ids` with falling probabilities `top` (B,C): (B,)."""
+    likelier = top.cumsum(-1) - top  # mass of all that is likelier; 0 for the first, which stays
+    column = inverse_cdf(torch.where(likelier < top_p, top, 0), u)
+    return ids.gather(-1, column[:, None])[:, 0]
+
+
+def pick_from_nucleus(probs: Tensor, u: Tensor, top_p: float) -> Tensor:
+    """Nucleus sampling (Holtzman et al. 2020) of probs (B,V), without a sort of the vocabulary.
+
+    Exact: a row whose likeliest tokens hold less than top_p is looked at again, wider.
+    """
+    best, token = probs.max(-1)
+    rows = (best < top_p).nonzero()[:, 0]  # in other rows the likeliest token alone is the nucleus
+    for size in (*NUCLEUS_LOOKS, probs.shape[-1]):
+        if len(rows) == 0:
+            break
+        top, ids = probs[rows].topk(min(size, probs.shape[-1]))  # (rows,C), falling
+        drawn = draw(top, ids, u[rows], top_p)
+        enough = (top.sum(-1) >= top_p) | (size >= probs.shape[-1])
+        token[rows[enough]] = drawn[enough]
+        rows = rows[~enough]
+    return token

@@ -1,0 +1,206 @@
+"""core/kernels.py: what is written by hand because the plain form is slow or large on the way back.
+
+In: tensors and modules.  Out: the same numbers as the plain form beside each, which says what is
+computed.
+- rms_norm: a backward pass that keeps one number a row.
+- picked_logps: log-probs of the targets, without a tensor of all logits.
+- pack: weights laid out once for a processor's matrix product. Tests hold that each
+  agrees with its plain twin. A first reading may skip this file and believe the twins.
+
+Shapes: M rows, C rows of one chunk, D hidden, V vocabulary; for attention those of model.py.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.cache import Memory
+
+LOGITS_AT_ONCE = 1 << 24  # elements of one chunk of logits; 67 MB in fp32
+
+
+# ---- RMSNorm (Zhang and Sennrich 2019) ----
+
+
+def plain_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x / rms(x) * weight: (..., D) -> (..., D)."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """plain_rms_norm, in fp32 on the way, with a backward pass of its own."""
+    if torch.is_grad_enabled():
+        return RMSNormKernel.apply(x, weight, eps)
+    return rms_norm_forward(x, weight, eps)[0]
+
+
+def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm (..., D), and the scale 1 / rms(x) (..., 1)."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
+    scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+    return (wide * scale).mul_(weight).to(x.dtype), scale
+
+
+class RMSNormKernel(torch.autograd.Function):
+    """Keeps x and one number a row, where autograd would keep three fp32 copies of x."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, scale = rms_norm_forward(x, weight, eps)
+        ctx.save_for_backward(x, weight, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, scale = ctx.saved_tensors
+        wide = x.to(scale.dtype)
+        grad = grad.to(scale.dtype)
+        to_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0)
+        # The norm divides the length of x out, so a change along x itself changes nothing.
+        inner = grad * weight
+        along_x = (inner * wide).mean(-1, keepdim=True) * scale**3
+        to_x = inner.mul_(scale).addcmul_(wide, along_x, value=-1)
+        return to_x.to(x.dtype), to_weight, None
+
+
+# ---- log-probs of the targets ----
+
+
+def plain_picked_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """log softmax(hidden W^T) at the targets:
+
+    hidden (M,D), W (V,D), targets (M,) -> (M,) in fp32.
+    """
+    logits = (hidden @ weight.T).float()  # (M,V)
+    return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+
+
+def picked_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """plain_picked_logps in chunks: of the (M,V) logits, memory never holds more than one chunk.
+
+    The backward pass computes the logits of each chunk again.
+    """
+    return PickedLogps.apply(hidden, weight, targets)
+
+
+class PickedLogps(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        norms = []
+        picked = []
+        for h, target in chunks(weight, hidden, targets):
+            logits = (h @ weight.T).float()  # (C,V)
+            norms.append(logits.logsumexp(-1))
+            picked.append(logits.gather(-1, target[:, None])[:, 0] - norms[-1])
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(norms))
+        return torch.cat(picked)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        hidden, weight, targets, norms = ctx.saved_tensors
+        to_hidden = torch.empty_like(hidden)
+        to_weight = torch.zeros_like(weight)
+        for h, target, norm, g, out in chunks(weight, hidden, targets, norms, grad, to_hidden):
+            # d log p(target) / d logits = 1 at the target - softmax
+            softmax = (h @ weight.T).float().sub_(norm[:, None]).exp_()  # (C,V)
+            d = softmax.mul_(-g[:, None]).scatter_add_(-1, target[:, None], g[:, None])
+            d = d.to(h.dtype)
+            torch.mm(d, weight, out=out)
+            to_weight.addmm_(d.T, h)
+        return to_hidden, to_weight, None
+
+
+def chunks(weight: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, cut alike into so many rows that their logits stay within LOGITS_AT_ONCE."""
+    size = max(1, LOGITS_AT_ONCE // len(weight))
+    return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+
+# ---- packed weights ----
+
+
+class Linear(nn.Linear):
+    """nn.Linear.
+
+    Where `packed` is set, it holds the weight in the layout of oneDNN, and `weight` is None.
+    """
+
+    packed: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is None:
+            return F.linear(x, self.weight, self.bias)
+        return torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+
+
+@torch.no_grad()
+def pack(model: nn.Module) -> nn.Module:
+    """Lays the weights of every Linear out for oneDNN, once. The model can no longer be trained.
+
+    F.linear does this at every call, which is half of a decode step. The operators are private to
+    torch. So each packed layer is tried against the plain product, and a layer whose product
+    differs, or a torch without these operators, stays plain. Nothing happens on other devices.
+    """
+    if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return model
+    if model.lm_head is None:  # a tied head is packed beside the embeddings
+        sizes = (model.config.hidden_size, model.config.vocab_size)
+        model.lm_head = Linear(*sizes, bias=False, device="meta")
+        model.lm_head.weight = model.embed_tokens.weight
+    for layer in model.modules():
+        if isinstance(layer, Linear):
+            try_to_pack(layer)
+    return model
+
+
+def try_to_pack(layer: Linear) -> None:
+    probe = layer.weight[:2]  # (2,in)
+    plain = layer(probe)
+    try:
+        layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, 64)
+        packed = layer(probe)
+    except (AttributeError, RuntimeError):
+        layer.packed = None
+        return
+    tolerance = 1e-2 * float(plain.abs().max())
+    if torch.allclose(packed.float(), plain.float(), rtol=2e-2, atol=tolerance):
+        layer.weight = None
+    else:
+        layer.packed = None
+
+
+# ---- attention behind a beginning that all rows share ----
+
+
+def fold_heads(q: Tensor, groups: int) -> Tensor:
+    """Scaled queries (B,H,T,K) -> (B,G,H/G*T,K).
+
+    The H/G heads of a group join the query length, so keys and values are never repeated.
+    """
+    B, _, _, K = q.shape
+    return (q * K**-0.5).reshape(B, groups, -1, K)
+
+
+def attend_shared(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
+    """Attention where all rows share a beginning, which is read once for all of them, as one
+    matrix.
+
+    Source: Juravsky et al. 2024, "Hydragen".
+    """
+    B, H, T, K = q.shape
+    G, S = memory.k.shape[1:3]
+    R = memory.shared_k.shape[1]
+    q = fold_heads(q, G)
+    # 1) scores of each row's own tokens
+    scores = (q @ memory.k.mT).view(B, H, T, S).add_(bias).view(B, G, -1, S)  # (B,G,H/G*T,S)
+    # 2) scores of what all share: the rows of the batch are one long query
+    flat = q.transpose(0, 1).reshape(G, -1, K)  # (G,B*H/G*T,K)
+    shared_scores = (flat @ memory.shared_k.mT).view(G, B, -1, R).transpose(0, 1)  # (B,G,H/G*T,R)
+    # 3) one softmax over both, then the values of each part
+    weights = torch.cat((shared_scores, scores), -1).softmax(-1)  # (B,G,H/G*T,R+S)
+    shared_weights = weights[..., :R].transpose(0, 1).reshape(G, -1, R)
+    shared = (shared_weights @ memory.shared_v).view(G, B, -1, K).transpose(0, 1)
+    return (weights[..., R:] @ memory.v + shared).reshape(B, H, T, K)

@@ -1,0 +1,70 @@
+"""core/records.py: what one stage hands to the next.
+
+In: token ids and texts.  Out: records that nobody changes afterwards. An answer carries the ids
+that the model drew. It is never decoded and tokenised again on its way to DPO.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Example(NamedTuple):
+    """One sequence to learn from. Only the `response` ids carry loss; EOS is one of them."""
+
+    prompt: list[int]
+    response: list[int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One answer y to one prompt x. `tokens` are the drawn ids, with EOS where the answer ended."""
+
+    id: int  # of the prompt
+    sample: int  # which of the N answers
+    prompt: str
+    response: str
+    tokens: list[int]
+    finished: bool
+    votes: tuple[float | None, ...] = ()  # K scores; None where a verdict could not be read
+    reward: float | None = None  # mean of the readable votes; None where no vote could be read
+
+
+@dataclass(frozen=True)
+class Pair:
+    """(x, y_w, y_l): two answers to one prompt, as the candidates that were compared."""
+
+    chosen: Candidate
+    rejected: Candidate
+
+    def row(self) -> dict:
+        """The line of pairs.jsonl. Its first three keys are those that TRL reads."""
+        return {
+            "prompt": self.chosen.prompt,
+            "chosen": self.chosen.response,
+            "rejected": self.rejected.response,
+            "chosen_score": self.chosen.reward,
+            "rejected_score": self.rejected.reward,
+            "id": self.chosen.id,
+            "chosen_sample": self.chosen.sample,
+            "rejected_sample": self.rejected.sample,
+        }
+
+
+@dataclass
+class Work:
+    """What was computed, counted in tokens."""
+
+    prompts: int = 0
+    read: int = 0  # prompt tokens
+    pads: int = 0  # pads that were read along with them
+    steps: int = 0  # decode steps times slots
+    written: int = 0  # new tokens
+
+    def summary(self) -> str:
+        """In words. Thrown away: pads, and the steps of slots that wrote nothing."""
+        text = f"read {self.read / max(1, self.prompts):.0f} tokens a prompt"
+        if self.steps:
+            text += f", wrote {self.written}, slots {self.written / self.steps:.0%} full"
+        wasted = self.pads + self.steps - self.written
+        computed = self.read + self.pads + self.steps
+        return f"{text}, {wasted / max(1, computed):.0%} thrown away"

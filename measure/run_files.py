@@ -1,0 +1,84 @@
+"""measure/run_files.py: what the files of a run hold so far.
+
+In: the directory that train.py writes.  Out: its files as lists of JSON objects. A file that is
+not there yet is an empty list, so this works in the middle of a run.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.files import read_existing, read_json
+from core.statistics import mean
+
+
+@dataclass(frozen=True)
+class IterationFiles:
+    """The stages from M_t to M_{t+1}."""
+
+    prompts: list[dict]
+    responses: list[dict]
+    verdicts: list[dict]
+    pairs: list[dict]
+    dpo: list[dict]  # one object a step
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """One run."""
+
+    name: str
+    record: dict  # config.json: the settings, and on what machine they ran
+    models: list[dict]  # metrics.jsonl: the figures of each model
+    log: list[dict]  # one object a stage
+    sft: list[dict]  # one object a step
+    exam: dict[int, list[dict]]  # t -> the held-out answers of M_t
+    iterations: dict[int, IterationFiles]  # t -> the stages from M_t to M_{t+1}
+
+    @property
+    def settings(self) -> dict:
+        return self.record["settings"]
+
+
+def load_run(folder: Path) -> RunFiles:
+    """Reads a run. Raises UserError where a file is not JSON."""
+    models = read_existing(folder / "metrics.jsonl")
+    exam = {}
+    iterations = {}
+    for t in [figures["t"] for figures in models]:
+        exam[t] = read_existing(folder / f"exam/M{t}.jsonl")
+        if (folder / f"t{t}").exists():
+            iterations[t] = load_iteration(folder / f"t{t}")
+    return RunFiles(
+        name=folder.name,
+        record=read_json(folder / "config.json"),
+        models=models,
+        log=read_existing(folder / "log.jsonl"),
+        sft=read_existing(folder / "sft.jsonl"),
+        exam=exam,
+        iterations=iterations,
+    )
+
+
+def load_iteration(folder: Path) -> IterationFiles:
+    return IterationFiles(
+        prompts=read_existing(folder / "prompts.jsonl"),
+        responses=read_existing(folder / "responses.jsonl"),
+        verdicts=read_existing(folder / "verdicts.jsonl"),
+        pairs=read_existing(folder / "pairs.jsonl"),
+        dpo=read_existing(folder / "dpo.jsonl"),
+    )
+
+
+def answer_rewards(files: IterationFiles) -> dict[tuple[int, int], float]:
+    """(prompt id, sample) -> the mean of the readable scores; answers without one are left out.
+
+    Answers that read the same were judged once: they share the votes of the first.
+    """
+    texts = {(row["id"], row["sample"]): (row["id"], row["response"]) for row in files.responses}
+    votes = defaultdict(list)
+    for verdict in files.verdicts:
+        if verdict["score"] is not None:
+            text = texts[verdict["id"], verdict["sample"]]
+            votes[text].append(verdict["score"])
+    return {answer: mean(votes[text]) for answer, text in texts.items() if text in votes}

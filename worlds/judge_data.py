@@ -1,0 +1,159 @@
+"""worlds/judge_data.py: answers that people ranked -> judge examples (EFT; the paper, section 3.1).
+
+In: groups {"prompt", "responses", "ranks"} (rank 0 is the best), and a model's verdicts on them.
+Out: judge examples {"prompt", "response", "verdict"}.
+Two ways. The paper's: keep the verdicts of a model that agree with people. And bare score lines
+that follow from the ranks, for a model too small to write a verdict.
+"""
+
+import copy
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from core.chat import Chat
+from core.config import Config
+from core.records import Candidate, Example
+from core.run import Run
+from core.statistics import mean
+from dpo import Recipe, sft
+from judge import Judging, as_candidates, attach, by_prompt, parse_score, score
+from model import GPT
+from sample import writing_copy
+from worlds.world import World
+
+# ---- M_0 as a teacher of judges ----
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """M_0, and what it needs to judge the answers that people ranked."""
+
+    base: GPT
+    chat: Chat
+    dtype: torch.dtype  # of the arithmetic
+    judging: Judging  # by written verdicts
+    answers: list[Example]  # it learns to answer from these before it judges
+    recipe: Recipe
+
+    def judge(self, model: GPT, groups: Sequence[dict], key: str) -> list[dict]:
+        writer = writing_copy(model, self.chat, self.dtype)
+        return score(writer, as_candidates(groups), self.judging, key=key)
+
+
+def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) -> list[dict]:
+    """Ready judge examples, and those made from ranked answers; at most `config.seed_limit`."""
+    limit = config.seed_limit
+    if not world.groups:
+        examples = world.eft[:limit]
+        run.note(f"{len(examples)} judge examples")
+        return examples
+    style, reason = judge_data_style(world.groups, config, teacher)
+    if style == "verdict":
+        groups = world.groups[:limit]
+        key = f"{config.seed} verdicts 0"
+        verdicts = run.keep(0, "verdicts", write_verdicts, run, teacher, groups, key)
+        made, counts = agreeing_verdicts(groups, verdicts)
+        funnel = ", ".join(f"{count} {name}" for name, count in counts.items())
+    else:
+        made = score_lines(world.groups)
+        funnel = f"{len(world.groups)} groups"
+    random.Random(f"judge data {config.seed}").shuffle(made)
+    examples = (world.eft + made)[:limit]
+    run.note(f"{len(examples)} judge examples ({reason}; {funnel})")
+    return examples
+
+
+def judge_data_style(groups: Sequence[dict], config: Config, teacher: Teacher) -> tuple[str, str]:
+    """--eft-style, or what "auto" comes to; and why.
+
+    "auto" asks M_0 for a few verdicts, and takes "verdict" where half of them can be read.
+    """
+    if config.eft_style != "auto":
+        return config.eft_style, f"--eft-style {config.eft_style}"
+    if config.judge == "expected":
+        return "score", "score lines, as --judge expected reads nothing else"
+    verdicts = teacher.judge(teacher.base, groups[:2], f"{config.seed} readable")
+    share = mean(verdict["score"] is not None for verdict in verdicts)
+    style = "verdict" if share >= 0.5 else "score"
+    name = "M0's own verdicts" if style == "verdict" else "score lines"
+    return style, f"{name}, as {share:.0%} of {len(verdicts)} verdicts by M0 can be read"
+
+
+def write_verdicts(run: Run, teacher: Teacher, groups: Sequence[dict], key: str) -> list[dict]:
+    """The paper's way: M_0 after SFT on answers judges what people ranked."""
+    model = copy.deepcopy(teacher.base)
+    if teacher.answers:
+        sft(model, teacher.answers, teacher.recipe, name="sft on answers")
+    run.note(f"by M0 after SFT on answers, on {len(groups)} groups that people ranked")
+    return teacher.judge(model, groups, key)
+
+
+# ---- ranks -> judge examples ----
+
+
+def score_lines(groups: Sequence[dict]) -> list[dict]:
+    """A bare score line for each ranked answer: the best gets 5, the worst 1, the others between.
+
+    Not the paper's way. It is what a model too small to write a readable verdict can still learn.
+    """
+    examples = []
+    for group in groups:
+        ranks = sorted(set(group["ranks"]))
+        steps = max(1, len(ranks) - 1)
+        for response, rank in zip(group["responses"], group["ranks"], strict=True):
+            place = ranks.index(rank) / steps  # 0 best ... 1 worst
+            verdict = f"Score: {round(5 - 4 * place)}"
+            examples.append(judge_example(group["prompt"], response, verdict))
+    return examples
+
+
+def judge_example(prompt: str, response: str, verdict: str) -> dict:
+    return {"prompt": prompt, "response": response, "verdict": verdict}
+
+
+def agreeing_verdicts(
+    groups: Sequence[dict], verdicts: Sequence[dict]
+) -> tuple[list[dict], dict[str, int]]:
+    """The verdicts that agree with people, as judge examples; and how many were left at each step.
+
+    Of the commonest score only as many are kept as of the second commonest.
+    """
+    scored = by_prompt(attach(as_candidates(groups), verdicts))
+    readable = [verdict for verdict in verdicts if verdict["score"] is not None]
+    by_score: dict[float | None, list[dict]] = defaultdict(list)
+    agreeing = 0
+    for verdict in readable:
+        group = groups[verdict["id"]]
+        if agrees(verdict, group["ranks"], scored[verdict["id"]]):
+            response = group["responses"][verdict["sample"]]
+            example = judge_example(group["prompt"], response, verdict["text"])
+            by_score[parse_score(verdict["text"])].append(example)
+            agreeing += 1
+    sizes = sorted(len(examples) for examples in by_score.values())
+    most = sizes[-2] if len(sizes) > 1 else agreeing
+    kept = [example for examples in by_score.values() for example in examples[:most]]
+    funnel = {"written": len(verdicts), "readable": len(readable)}
+    return kept, funnel | {"agreeing": agreeing, "kept": len(kept)}
+
+
+def agrees(verdict: dict, ranks: Sequence[float], scored: Sequence[Candidate]) -> bool:
+    """Whether a score stands among the mean scores of the other answers as its rank among theirs.
+
+    No answer that people ranked better may have a lower mean, and none that they ranked worse a
+    higher one. Where all means equal the score, the verdict says nothing and does not agree.
+    """
+    tells_apart = False
+    for answer, rank in zip(scored, ranks, strict=True):
+        if rank == ranks[verdict["sample"]] or answer.reward is None:
+            continue
+        other_is_better = rank < ranks[verdict["sample"]]
+        if other_is_better and answer.reward < verdict["score"]:
+            return False
+        if not other_is_better and answer.reward > verdict["score"]:
+            return False
+        tells_apart = tells_apart or answer.reward != verdict["score"]
+    return tells_apart
