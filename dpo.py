@@ -24,6 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from core.batches import collate, group_alike, micro_batches, row_length
+from core.device import precision
 from core.errors import UserError
 from core.kernels import picked_logps
 from core.records import Example
@@ -106,7 +107,7 @@ def reference_logps(model: GPT, groups: Sequence[Sequence[Example]], recipe: Rec
     logps = torch.zeros(len(groups), len(groups[0]), device=model.device)
     lengths = [row_length(group) for group in groups]
     for batch in micro_batches(range(len(groups)), lengths, recipe.tokens):
-        with precision(model, recipe.dtype):
+        with precision(model.device, recipe.dtype):
             found = sequence_logps(model, [groups[i] for i in batch])
         logps[batch] = found.view(len(batch), -1)
     return logps
@@ -162,12 +163,6 @@ def plan(count: int, recipe: Recipe) -> list[list[int]]:
         for i in range(n):
             steps.append(order[count * i // n : count * (i + 1) // n])
     return steps
-
-
-def precision(model: GPT, dtype: torch.dtype) -> torch.autocast:
-    """Arithmetic in `dtype` over fp32 weights: at lr 1e-6 a bf16 weight would not move."""
-    bf16 = dtype == torch.bfloat16
-    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16)
 
 
 def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -231,7 +226,7 @@ def add_up_gradients(
     """Forward and backward of all passes of one step, then clipping; returns the step's figures."""
     figures: dict[str, float] = defaultdict(float)
     for loss_of, batch, weight in passes:
-        with precision(model, recipe.dtype):
+        with precision(model.device, recipe.dtype):
             loss, sums = loss_of(batch)
         check_finite(loss.item(), "loss", place, batch)
         (loss * weight).backward()
@@ -325,10 +320,12 @@ def dpo(
         losses = objective.loss(*logps, beta=objective.beta)
         sizes = torch.tensor([len(pairs[i][0].response) for i in batch], device=chosen.device)
         nll = -chosen / sizes
+        margin = objective.beta * margins(*logps).detach()
         changes = torch.stack([chosen, rejected], dim=1).detach() - start[batch]  # (B,2)
         figures = {
             "dpo_loss": losses.detach().sum(),
-            **margin_figures(objective.beta * margins(*logps).detach()),
+            "margin": margin.sum(),
+            "accuracy": (margin > 0).sum(),
             "chosen_change": changes[:, 0].sum(),
             "rejected_change": changes[:, 1].sum(),
         }
@@ -346,8 +343,3 @@ def dpo(
             passes += sft_passes(model, objective.replay, drawn, recipe)
         steps.append(passes)
     return fit(model, steps, recipe, name="dpo")
-
-
-def margin_figures(margin: Tensor) -> dict[str, Tensor]:
-    """Sums over pairs of the margin beta h (B,), and of how often it is above 0."""
-    return {"margin": margin.sum(), "accuracy": (margin > 0).sum()}

@@ -43,12 +43,12 @@ def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
 def compare_by_truth(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> dict:
     """The truth of the toy world scores all answers. It is None for a prompt of another world."""
     exam = Exam(prompts=(), groups=(), truth=oracle)
-    scores = [[true_score(exam, answer) for answer in side] for side in (ours, theirs)]
-    points = by_score(*scores)
+    our_scores = [true_score(exam, answer) for answer in ours]
+    their_scores = [true_score(exam, answer) for answer in theirs]
     return {
         "judge": "oracle",
-        **head_to_head(points, ours, theirs),
-        "scores": [mean(side) for side in scores],
+        **head_to_head(by_score(our_scores, their_scores), ours, theirs),
+        "scores": [mean(our_scores), mean(their_scores)],
     }
 
 

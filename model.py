@@ -12,7 +12,6 @@ H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
 import math
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,40 +21,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.cache import KVCache, Memory
-from core.checkpoint import config_to_hf, read_sizes, read_weights, write_checkpoint
+from core.checkpoint import GPTConfig, config_to_hf, read_config, read_weights, write_checkpoint
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
 
 # Up to so many tokens, plain attention beats the fused kernel of CPUs. Its weights are T x T.
 PLAIN_ATTENTION_LIMIT = 768
-
-
-@dataclass
-class GPTConfig:
-    """The sizes and switches of a GPT."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None
-    tie_word_embeddings: bool = True
-    model_type: str = "qwen3"
-    raw: dict = field(default_factory=dict, repr=False)  # the config.json that was read
-
-    @property
-    def qk_norm(self) -> bool:
-        return self.model_type == "qwen3"
-
-    @property
-    def qkv_bias(self) -> bool:
-        return self.model_type == "qwen2"
 
 
 # ---- positions: RoPE (Su et al. 2021) ----
@@ -325,7 +296,7 @@ def load(
 ) -> GPT:
     """A Hugging Face directory -> a GPT in eval mode. Raises UserError for anything else."""
     folder = Path(folder)
-    config = GPTConfig(**read_sizes(folder))
+    config = read_config(folder)
     with torch.device("meta"):  # shapes only: a broken checkpoint is named before it takes memory
         model = GPT(config)
     shapes = {name: weight.shape for name, weight in model.named_parameters()}

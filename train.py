@@ -17,7 +17,6 @@ experiments/variants.py.
 import json
 import sys
 import time
-from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +41,7 @@ from measure.alarms import alarms
 from measure.exam import Student, ending, examine
 from measure.page import write_report
 from measure.run_files import load_run
-from measure.table import one_line, text_table, worked_example
+from measure.table import one_line, pair_funnel, text_table, worked_example
 from model import GPT, load, save
 from prompts import new_prompts
 from sample import Writer, respond, writing_copy
@@ -228,7 +227,7 @@ class Loop:
         """{x_i, y_w, y_l}: the best against the worst. Raises UserError where there is none."""
         groups = by_prompt(scored)
         pairs = [pair for pair in map(self.choose, groups) if pair is not None]
-        funnel = self.pair_funnel(groups, pairs)
+        funnel = pair_funnel(groups, pairs)
         if not pairs:
             raise UserError(
                 f"M{t} gave no preference pair ({funnel}), so there is nothing to learn from; "
@@ -241,18 +240,6 @@ class Loop:
     def make_pair_rows(self, pairs: list[Pair], funnel: str) -> list[dict]:
         self.run.note(funnel)
         return [pair.row() for pair in pairs]
-
-    def pair_funnel(self, groups: list[list[Candidate]], pairs: list[Pair]) -> str:
-        """What became of every prompt and answer, in words."""
-        answers = [y for group in groups for y in group]
-        scores = Counter(y.id for y in answers if y.reward is not None)
-        compared = sum(count > 1 for count in scores.values())
-        finished = sum(y.finished for y in answers)
-        return (
-            f"{len(pairs)} from {len(groups)} prompts: {compared - len(pairs)} tied, "
-            f"{len(groups) - compared} with fewer than two scores; "
-            f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
-        )
 
     def improve(self, model: GPT, trip: Trip) -> None:
         """M_t -> M_{t+1}. The reference is the frozen M_t."""

@@ -1,13 +1,13 @@
 """core/checkpoint.py: Hugging Face directories, read and written.
 
-In: a folder with config.json and safetensors.  Out: plain sizes and tensors; and the way back.
+In: a folder with config.json and safetensors.  Out: a GPTConfig and tensors; and the way back.
 model.py names its modules as this layout does, so no table of names stands between the two.
 Left out on purpose: pickles (nothing is ever unpickled) and quantised weights.
 """
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -46,8 +46,36 @@ COPIED = (
 # ---- config.json ----
 
 
-def read_sizes(folder: Path) -> dict:
-    """The arguments of model.GPTConfig, from a folder's config.json. Raises UserError.
+@dataclass
+class GPTConfig:
+    """The sizes and switches of a GPT."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: dict | None = None
+    tie_word_embeddings: bool = True
+    model_type: str = "qwen3"
+    raw: dict = field(default_factory=dict, repr=False)  # the config.json that was read
+
+    @property
+    def qk_norm(self) -> bool:
+        return self.model_type == "qwen3"
+
+    @property
+    def qkv_bias(self) -> bool:
+        return self.model_type == "qwen2"
+
+
+def read_config(folder: Path) -> GPTConfig:
+    """A folder's config.json. Raises UserError where model.GPT cannot compute it.
 
     Reads the keys of transformers 4 (rope_theta, rope_scaling) and 5 (rope_parameters).
     """
@@ -57,17 +85,18 @@ def read_sizes(folder: Path) -> dict:
     check_architecture(raw)
     heads = raw["num_attention_heads"]
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return {name: raw[name] for name in SIZES} | {
-        "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-        "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
-        "max_position_embeddings": context_length(raw),
-        "rms_norm_eps": raw.get("rms_norm_eps", 1e-6),
-        "rope_theta": rope.get("rope_theta") or raw.get("rope_theta", 10000.0),
-        "rope_scaling": rope or None,
-        "tie_word_embeddings": raw.get("tie_word_embeddings", False),
-        "model_type": raw["model_type"],
-        "raw": raw,
-    }
+    return GPTConfig(
+        **{name: raw[name] for name in SIZES},
+        num_key_value_heads=raw.get("num_key_value_heads") or heads,
+        head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+        max_position_embeddings=context_length(raw),
+        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
+        rope_theta=rope.get("rope_theta") or raw.get("rope_theta", 10000.0),
+        rope_scaling=rope or None,
+        tie_word_embeddings=raw.get("tie_word_embeddings", False),
+        model_type=raw["model_type"],
+        raw=raw,
+    )
 
 
 def check_architecture(raw: dict) -> None:
@@ -98,8 +127,8 @@ def context_length(raw: dict) -> int:
     return min(context, window) if window else context
 
 
-def config_to_hf(config, dtype: torch.dtype) -> dict:
-    """The config.json of a model.GPTConfig.
+def config_to_hf(config: GPTConfig, dtype: torch.dtype) -> dict:
+    """The config.json to write.
 
     It is the file that was read. For a model made here it has the keys of transformers.
     """

@@ -54,6 +54,12 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
+def precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:
+    """Arithmetic in `dtype` over fp32 weights: at lr 1e-6 a bf16 weight would not move."""
+    bf16 = dtype == torch.bfloat16
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=bf16)
+
+
 def prepare_machine() -> None:
     """What every command that computes does first."""
     torch.set_flush_denormal(True)

@@ -7,7 +7,7 @@ Out: the paper's five figures with their tie rules (section 4.1), and how alike 
 """
 
 from collections.abc import Sequence
-from itertools import chain, permutations
+from itertools import permutations
 
 from core.statistics import bootstrap_interval, mean
 
@@ -32,10 +32,11 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     mean_b = mean(b)
     deviations_a = [x - mean_a for x in a]
     deviations_b = [y - mean_b for y in b]
-    spread = (sum(x * x for x in deviations_a) * sum(y * y for y in deviations_b)) ** 0.5
-    if not spread:
-        return 0.0
-    return sum(x * y for x, y in zip(deviations_a, deviations_b, strict=True)) / spread
+    squares_a = sum(x * x for x in deviations_a)
+    squares_b = sum(y * y for y in deviations_b)
+    products = sum(x * y for x, y in zip(deviations_a, deviations_b, strict=True))
+    spread = (squares_a * squares_b) ** 0.5
+    return products / spread if spread else 0.0
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -70,18 +71,15 @@ def is_tie(better: float | None, worse: float | None) -> bool:
     return None in (better, worse) or better == worse
 
 
-def pairwise(rewards: Rewards, ranks: Ranks) -> list[bool]:
-    """For every two answers of different rank: do the rewards order them as people do?"""
-    return [is_right(*pair) for pair in ranked_pairs(rewards, ranks)]
-
-
 def pairwise_accuracy(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> float | None:
     """Share of all pairs of different rank that the rewards order as people do.
 
     A tie and a missing reward count as wrong. None where no two ranks differ.
     """
-    right = [pairwise(*group) for group in zip(rewards, ranks, strict=True)]
-    return mean(chain.from_iterable(right))
+    right = []
+    for group in zip(rewards, ranks, strict=True):
+        right += [is_right(*pair) for pair in ranked_pairs(*group)]
+    return mean(right)
 
 
 def readable(rewards: Rewards, ranks: Ranks) -> tuple[list[float], list[float]]:
@@ -113,19 +111,43 @@ def judge_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
                     means over groups; an answer without a reward is left out of its group, and a
                     group whose rewards do not vary counts 0
     """
-    groups = list(zip(rewards, ranks, strict=True))
-    right = [pairwise(*group) for group in groups]
-    pairs = chain.from_iterable(ranked_pairs(*group) for group in groups)
-    fives = chain.from_iterable(best_of_fives(*group) for group in groups)
-    scored = [readable(*group) for group in groups]
+    return pair_figures(rewards, ranks) | order_figures(rewards, ranks)
+
+
+def pair_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
+    """The figures that count pairs of answers, over all groups together."""
+    right = []  # of each group, how many pairs
+    total = []
+    ties = []
+    for group in zip(rewards, ranks, strict=True):
+        pairs = ranked_pairs(*group)
+        right.append(sum(is_right(*pair) for pair in pairs))
+        total.append(len(pairs))
+        ties += [is_tie(*pair) for pair in pairs]
     return {
         "judge_pairwise": pairwise_accuracy(rewards, ranks),
-        "judge_interval": bootstrap_interval([sum(r) for r in right], [len(r) for r in right]),
-        "judge_ties": mean(is_tie(*pair) for pair in pairs),
+        "judge_interval": bootstrap_interval(right, total),
+        "judge_ties": mean(ties),
+    }
+
+
+def order_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
+    """The figures that look at the best answers and at the order of whole groups."""
+    fives = []
+    exact = []
+    spearmans = []
+    kendalls = []
+    for group in zip(rewards, ranks, strict=True):
+        fives += best_of_fives(*group)
+        exact.append(same_order(*group))
+        scores, merits = readable(*group)
+        spearmans.append(spearman(scores, merits))
+        kendalls.append(kendall(scores, merits))
+    return {
         "judge_best5": mean(fives),
-        "judge_exact": mean(same_order(*group) for group in groups),
-        "judge_spearman": mean(spearman(*lists) for lists in scored),
-        "judge_kendall": mean(kendall(*lists) for lists in scored),
+        "judge_exact": mean(exact),
+        "judge_spearman": mean(spearmans),
+        "judge_kendall": mean(kendalls),
     }
 
 

@@ -26,6 +26,8 @@ from model import GPT, load
 from sample import Writer, respond
 from worlds.world import Exam, World
 
+DPO_FIGURES = ("margin", "accuracy", "chosen_change", "rejected_change")  # see dpo.jsonl
+
 
 @dataclass(frozen=True)
 class Student:
@@ -90,25 +92,33 @@ def measure(student: Student, exam: Exam) -> ExamResult:
 
 
 def score_figures(scored: Sequence[Candidate], true_scores: Sequence[int | None]) -> dict:
-    """What the truth and the model itself say about its answers.
-
-    `verdict_variance` is the mean, over answers, of the variance of the K votes on one answer. It
-    is None where no answer has two votes.
-    """
-    votes = [[vote for vote in answer.votes if vote is not None] for answer in scored]
+    """What the truth and the model itself say about its answers."""
     return {
         "true_score": mean(true_scores),
-        "perfect": mean([s == 5 for s in true_scores if s is not None]),
-        "self_score": mean([answer.reward for answer in scored]),
-        "verdict_variance": mean([pvariance(v) for v in votes if len(v) > 1]),
+        "perfect": mean(value == 5 for value in true_scores if value is not None),
+        "self_score": mean(answer.reward for answer in scored),
+        "verdict_variance": verdict_variance(scored),
     }
+
+
+def verdict_variance(scored: Sequence[Candidate]) -> float | None:
+    """The mean, over answers, of the variance of the K votes on one answer.
+
+    None where no answer has two readable votes.
+    """
+    variances = []
+    for answer in scored:
+        votes = [vote for vote in answer.votes if vote is not None]
+        if len(votes) > 1:
+            variances.append(pvariance(votes))
+    return mean(variances)
 
 
 def text_figures(answers: Sequence[Candidate]) -> dict:
     """What the answers look like."""
     return {
-        "finished_rate": mean([answer.finished for answer in answers]),
-        "mean_length": mean([len(answer.tokens) for answer in answers]),
+        "finished_rate": mean(answer.finished for answer in answers),
+        "mean_length": mean(len(answer.tokens) for answer in answers),
         "distinct2": distinct([answer.response for answer in answers]),
     }
 
@@ -150,23 +160,21 @@ def progress(folder: Path, t: int, student: Student, exam: Exam, result: ExamRes
     # How DPO made M_t
     pairs = read_existing(folder / f"t{t - 1}/pairs.jsonl")
     dpo_end = ending(read_existing(folder / f"t{t - 1}/dpo.jsonl"))
+    figures = {
+        "pairs": len(pairs) or None,
+        "pairs_right": pairs_right(pairs, exam.truth),
+        "seconds": seconds_of_trip(folder, t - 1),
+    }
 
     # What M_{t-1} did in the same exam
     true_scores = [answer["true_score"] for answer in result.answers]
     previous_answers = read_existing(folder / f"exam/M{t - 1}.jsonl")
+    figures |= versus(true_scores, [answer["true_score"] for answer in previous_answers])
     previous_rewards = read_existing(folder / f"exam/rewards-M{t - 1}.jsonl")
-    return {
-        "pairs": len(pairs) or None,
-        "pairs_right": pairs_right(pairs, exam.truth),
-        "seconds": seconds_of_trip(folder, t - 1),
-        **versus(true_scores, [answer["true_score"] for answer in previous_answers]),
-        "agreement": agreement(result.rewards, [row["rewards"] for row in previous_rewards]),
-        **divergences(folder, t, student, result.answers),
-        "margin": dpo_end.get("margin"),
-        "accuracy": dpo_end.get("accuracy"),
-        "chosen_change": dpo_end.get("chosen_change"),
-        "rejected_change": dpo_end.get("rejected_change"),
-    }
+    figures["agreement"] = agreement(result.rewards, [row["rewards"] for row in previous_rewards])
+
+    figures |= divergences(folder, t, student, result.answers)
+    return figures | {name: dpo_end.get(name) for name in DPO_FIGURES}
 
 
 def seconds_of_trip(folder: Path, t: int) -> float:
@@ -180,7 +188,10 @@ def ending(log: Sequence[dict]) -> dict:
     if not log:
         return {}
     last_steps = log[-max(1, len(log) // 10) :]
-    return {name: mean([step[name] for step in last_steps]) for name in last_steps[0]}
+    figures = {}
+    for name in last_steps[0]:
+        figures[name] = mean(step[name] for step in last_steps)
+    return figures
 
 
 def divergences(folder: Path, t: int, student: Student, answers: Sequence[dict]) -> dict:

@@ -66,15 +66,18 @@ def head_to_head(
         "lose": [float(p == 0) for p in points],
     }
     one_each = [1.0] * len(points)
-    intervals = {name: bootstrap_interval(values, one_each) for name, values in hits.items()}
-    return {
-        "prompts": len(points),
-        **{f"{name}_rate": mean(values) for name, values in hits.items()},
-        **{f"{name}_interval": interval for name, interval in intervals.items()},
+    report = {"prompts": len(points)}
+    for name, values in hits.items():
+        report[f"{name}_rate"] = mean(values)
+    for name, values in hits.items():
+        report[f"{name}_interval"] = bootstrap_interval(values, one_each)
+    our_length = mean(len(answer.tokens) for answer in ours)
+    their_length = mean(len(answer.tokens) for answer in theirs)
+    return report | {
         "points": mean(points),
         "points_interval": bootstrap_interval(points, one_each),
         "length_controlled": length_controlled(points, ours, theirs),
-        "mean_length": [mean([len(c.tokens) for c in side]) for side in (ours, theirs)],
+        "mean_length": [our_length, their_length],
     }
 
 

@@ -3,6 +3,7 @@
 In: rows of metrics.jsonl, scored answers.  Out: text. A figure that is missing is "-", or left out.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 from core.records import Candidate, Pair
@@ -66,3 +67,16 @@ def answer_line(exam: Exam, answer: Candidate, pair: Pair) -> str:
         score += f" (true {truth})"
     text = " ".join(answer.response.split())
     return f"     {mark:<9} | score {score}  {text[:100]}"
+
+
+def pair_funnel(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> str:
+    """What became of every prompt and answer, in words."""
+    answers = [y for group in groups for y in group]
+    scores = Counter(y.id for y in answers if y.reward is not None)
+    compared = sum(count > 1 for count in scores.values())
+    finished = sum(y.finished for y in answers)
+    return (
+        f"{len(pairs)} from {len(groups)} prompts: {compared - len(pairs)} tied, "
+        f"{len(groups) - compared} with fewer than two scores; "
+        f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
+    )

@@ -1,4 +1,4 @@
-"""measure/judge_figures.py: ties and missing scores are not right, and textbooks agree.
+"""core/rankings.py: ties and missing scores are not right, and textbooks agree.
 
 The intervals come from core/statistics.py.
 """
@@ -9,8 +9,8 @@ from itertools import combinations
 import pytest
 import torch
 
-from core.statistics import bootstrap_interval
 from core.rankings import agreement, judge_figures, pairwise_accuracy
+from core.statistics import bootstrap_interval
 
 ACCURACY = [
     ([[5, 3, 1]], [[0, 1, 2]], 1),

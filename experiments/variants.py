@@ -1,0 +1,323 @@
+"""experiments/variants.py: what came after Self-Rewarding LMs, each as one change to the loop.
+
+Every class overrides one step of train.Loop and is named after its paper. docs/variants.md tells
+what each of them gave in the toy.
+
+    python experiments/variants.py cream --iters 3                  # settings are those of train.py
+    python experiments/variants.py length-control=0.3 --run short   # a variant with its value
+"""
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import Field, dataclass, fields, replace
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from torch import Tensor
+
+from core.chat import Chat
+from core.cli import run_command
+from core.errors import UserError
+from core.files import read_existing
+from core.rankings import agreement
+from core.records import Candidate, Example, Pair
+from core.statistics import mean
+from dpo import Objective, PairLoss, PreferencePair, dpo_loss, margins, sft
+from judge import by_prompt, judge_text
+from measure.exam import ending
+from measure.truth import true_score
+from model import GPT, load
+from sample import Writer, load_writer
+from train import Loop, Trip
+from train import main as train_main
+
+# ---- other losses ----
+
+
+def ipo_loss(
+    chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
+) -> Tensor:
+    """(h - 1 / (2 beta))^2, a loss a pair (Azar et al. 2023, eq. 17)."""
+    h = margins(chosen, rejected, ref_chosen, ref_rejected)
+    return (h - 1 / (2 * beta)) ** 2
+
+
+def smoothed_loss(share: float) -> PairLoss:
+    """DPO that takes this share of the pairs for wrong ones (cDPO, Mitchell 2023)."""
+
+    def loss(
+        chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
+    ) -> Tensor:
+        right = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
+        wrong = dpo_loss(rejected, chosen, ref_rejected, ref_chosen, beta=beta)
+        return (1 - share) * right + share * wrong
+
+    return loss
+
+
+@dataclass
+class Ipo(Loop):
+    """IPO: the margin has a goal and stops there (Azar et al. 2023)."""
+
+    def objective(self, trip: Trip) -> Objective:
+        return replace(super().objective(trip), loss=ipo_loss)
+
+
+@dataclass
+class LabelSmoothing(Loop):
+    """cDPO: a share of the pairs may be the wrong way round (Mitchell 2023)."""
+
+    share: float = 0.1
+
+    def objective(self, trip: Trip) -> Objective:
+        return replace(super().objective(trip), loss=smoothed_loss(self.share))
+
+
+@dataclass
+class Cream(Loop):
+    """CREAM: smooths labels by how far M_t and M_{t-1} disagree about them (Wang et al. 2024)."""
+
+    def objective(self, trip: Trip) -> Objective:
+        return replace(super().objective(trip), loss=smoothed_loss(self.disagreement(trip)))
+
+    def disagreement(self, trip: Trip) -> float:
+        """1 - agreement of the two rankings, on the prompts that gave pairs; 0 for M_1."""
+        if trip.t == 1:
+            return 0.0
+        paired = {pair.chosen.id for pair in trip.pairs}
+        answers = [y for y in trip.scored if y.id in paired]
+        previous = load_writer(self.run.model(trip.t - 1), self.device, self.dtype)
+        judged_again = self.scores(previous, answers, trip.t, stage="verdicts_before")
+        alike = agreement(rewards_by_prompt(answers), rewards_by_prompt(judged_again))
+        return 0.5 if alike is None else 1 - alike
+
+
+def rewards_by_prompt(answers: Sequence[Candidate]) -> list[list[float | None]]:
+    return [[y.reward for y in group] for group in by_prompt(answers)]
+
+
+@dataclass
+class SeedReference(Loop):
+    """The reference of DPO stays M_1 in every round."""
+
+    def objective(self, trip: Trip) -> Objective:
+        seed_model = load(self.run.model(1), device=self.device)
+        return replace(super().objective(trip), reference=seed_model)
+
+
+# ---- other pairs ----
+
+
+@dataclass
+class LengthControl(Loop):
+    """The shortest of the best against the longest of the worst (Meta-Rewarding, Wu et al. 2024).
+
+    Rewards within `rho` of the whole range count as the best or the worst (section 2.2).
+    """
+
+    rho: float = 0.2
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        scored = [y for y in group if y.reward is not None]
+        if not scored:
+            return None
+        high = max(y.reward for y in scored)
+        low = min(y.reward for y in scored)
+        slack = self.rho * (high - low)
+        best = [y for y in scored if y.reward >= high - slack]
+        worst = [y for y in scored if y.reward <= low + slack]
+        chosen = min(best, key=lambda y: len(y.tokens))
+        rejected = max(worst, key=lambda y: len(y.tokens))
+        return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
+
+
+@dataclass
+class PositiveOnly(Loop):
+    """No DPO: SFT on the best answers. It failed in the paper (section 3.4)."""
+
+    def learn(self, model: GPT, trip: Trip) -> list[dict]:
+        best = [chosen for chosen, _ in self.pair_examples(trip)]
+        recipe = self.dpo_recipe(model, trip.t)
+        log = sft(model, best, recipe, name="sft on the best answers")
+        steps = f"{len(log)} steps on {len(best)} pairs"
+        self.run.note(f"{steps}, loss {log[0]['loss']:.3f} > {ending(log)['loss']:.3f}")
+        return log
+
+
+@dataclass
+class Meta(Loop):
+    """Also trains the judge on its own verdicts. A simple form of Meta-Rewarding (Wu et al. 2024).
+
+    Their meta-judge compares verdicts according to a prompt of its own. Here the verdict nearest to
+    the mean of the votes on an answer is preferred to the one farthest from it.
+    """
+
+    def pair_examples(self, trip: Trip) -> list[PreferencePair]:
+        verdicts = read_existing(self.run.folder / f"t{trip.t}/verdicts.jsonl")
+        pairs = super().pair_examples(trip)
+        return pairs + verdict_pairs(self.chat, self.rubric, trip.scored, verdicts)
+
+
+def verdict_pairs(
+    chat: Chat, rubric: str, answers: Sequence[Candidate], verdicts: Sequence[dict]
+) -> list[PreferencePair]:
+    """One pair a prompt, from the answer whose votes differ most."""
+    votes: dict[tuple[int, int], list[dict]] = defaultdict(list)
+    for verdict in verdicts:
+        if verdict["score"] is not None:
+            votes[verdict["id"], verdict["sample"]].append(verdict)
+    spreads: dict[int, float] = {}
+    pairs: dict[int, PreferencePair] = {}
+    for y in answers:
+        if not votes[y.id, y.sample]:
+            continue
+        spread, nearest, farthest = spread_of(votes[y.id, y.sample])
+        if spread > spreads.get(y.id, 0.0):
+            question = judge_text(rubric, y.prompt, y.response)
+            chosen = chat.example(question, nearest["text"])
+            spreads[y.id] = spread
+            pairs[y.id] = (chosen, chat.example(question, farthest["text"]))
+    return list(pairs.values())
+
+
+def spread_of(votes: Sequence[dict]) -> tuple[float, dict, dict]:
+    """How far votes lie apart; the vote nearest to their mean, and the one farthest from it."""
+    average = mean(vote["score"] for vote in votes)
+
+    def distance(vote: dict) -> float:
+        return abs(vote["score"] - average)
+
+    ordered = sorted(votes, key=distance)
+    return distance(ordered[-1]) - distance(ordered[0]), ordered[0], ordered[-1]
+
+
+# ---- other judges and writers ----
+
+
+@dataclass
+class FixedJudge(Loop):
+    """Another model judges, and stays as it is: a frozen judge."""
+
+    folder: str | None = None
+
+    def __post_init__(self):
+        self.judge = load_writer(self.folder, self.device, self.dtype)
+
+    def scores(
+        self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
+    ) -> list[Candidate]:
+        return super().scores(self.judge, answers, t, stage=stage)
+
+
+@dataclass
+class OracleJudge(Loop):
+    """The truth judges: the ceiling of what a judge could give."""
+
+    def __post_init__(self):
+        if self.world.exam.truth is None:
+            raise UserError("the oracle knows only the toy world; leave out --model.")
+
+    def make_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        rows = []
+        for y in answers:
+            truth = true_score(self.world.exam, y)
+            rows.append({"id": y.id, "sample": y.sample, "vote": 0, "text": "", "score": truth})
+        self.run.note(f"{len(rows)}, by the truth")
+        return rows
+
+
+@dataclass
+class NoJudgeData(Loop):
+    """No judge examples: the paper's judge then cannot keep the format (section 3.4)."""
+
+    def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
+        self.run.note("no judge examples, as this variant says")
+        return self.run.keep(0, "eft", list)
+
+
+@dataclass
+class FixedPromptWriter(Loop):
+    """Another model writes all new prompts, as in the paper (a Llama 2-Chat 70B there)."""
+
+    folder: str | None = None
+
+    def __post_init__(self):
+        self.prompt_writer = load_writer(self.folder, self.device, self.dtype)
+
+    def write_prompts(self, writer: Writer, t: int) -> list[str]:
+        return super().write_prompts(self.prompt_writer, t)
+
+
+VARIANTS: dict[str, type[Loop]] = {
+    "ipo": Ipo,
+    "label-smoothing": LabelSmoothing,
+    "cream": Cream,
+    "seed-reference": SeedReference,
+    "length-control": LengthControl,
+    "positive-only": PositiveOnly,
+    "meta": Meta,
+    "fixed-judge": FixedJudge,
+    "oracle-judge": OracleJudge,
+    "no-judge-data": NoJudgeData,
+    "fixed-prompt-writer": FixedPromptWriter,
+}
+
+
+# ---- command line ----
+
+
+def own_setting(variant: type[Loop]) -> Field | None:
+    """The field that a variant adds to the loop; None where it adds none."""
+    added = fields(variant)[len(fields(Loop)) :]
+    return added[0] if added else None
+
+
+def loop_of(text: str) -> tuple[str, partial]:
+    """NAME[=VALUE] -> the name for the record, and what makes the loop. Raises UserError."""
+    name, equals, value = text.partition("=")
+    if name not in VARIANTS:
+        raise UserError(f"variant {name!r} is not known; use one of {', '.join(VARIANTS)}.")
+    variant = VARIANTS[name]
+    setting = own_setting(variant)
+    if setting is None:
+        if equals:
+            raise UserError(f"variant {name} takes no value, so leave out {equals + value!r}.")
+        return name, partial(variant)
+    if not value and setting.default is None:
+        raise UserError(f"variant {name} needs a {setting.name}: {name}={setting.name.upper()}.")
+    if setting.type is float:
+        value = number(name, value) if value else setting.default
+    return f"{name}={value}", partial(variant, **{setting.name: value})
+
+
+def number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"variant {name} takes a number, not {text!r}.") from None
+
+
+def list_variants() -> str:
+    """The help: every name with the first line of its docstring."""
+    lines = []
+    for name, variant in VARIANTS.items():
+        setting = own_setting(variant)
+        value = f"={setting.default or setting.name.upper()}" if setting else ""
+        lines.append(f"  {name + value:<26} {variant.__doc__.splitlines()[0]}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
+        print("usage: python experiments/variants.py NAME[=VALUE] [settings of train.py]\n")
+        print(list_variants())
+        sys.exit(0 if sys.argv[1:] in (["-h"], ["--help"]) else 2)
+    name, loop = loop_of(sys.argv.pop(1))
+    train_main(loop, name)
+
+
+if __name__ == "__main__":
+    run_command(main)
