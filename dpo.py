@@ -272,16 +272,16 @@ def sft_passes(
     tokens = sum(len(examples[i].response) for i in ids)
     total = len(ids) if recipe.even else tokens
     # Plain attention has T x T weights, so a group is no longer than it can bear.
-    groups = group_alike(examples, ids, min(recipe.tokens, PLAIN_ATTENTION_LIMIT))
-    members = [[examples[i] for i in group] for group in groups]
+    most = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
+    groups = group_alike([examples[i] for i in ids], most)
 
     def loss_of(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = [members[g] for g in batch]
+        rows = [groups[g] for g in batch]
         sizes = [len(example.response) for row in rows for example in row]
         weights = [1 / size if recipe.even else 1.0 for size in sizes]
         return sft_loss(model, rows, torch.tensor(weights, device=model.device)), {}
 
-    lengths = [row_length(group) for group in members]
+    lengths = [row_length(group) for group in groups]
     batches = micro_batches(range(len(groups)), lengths, recipe.tokens)
     return [Pass(loss_of, batch, 1 / total) for batch in batches]
 

@@ -26,7 +26,6 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from core.rankings import judge_figures
 
 from core.batches import shared_prefix
 from core.chat import Chat
@@ -35,6 +34,7 @@ from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_ranked
+from core.rankings import judge_figures
 from core.records import Candidate, Example, Pair
 from core.statistics import mean
 from sample import Writer, generate, load_writer, next_probs
@@ -238,6 +238,13 @@ def by_prompt(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     return [list(group) for _, group in groupby(candidates, key=lambda y: y.id)]
 
 
+def rewards_by_prompt(scored: Sequence[Candidate]) -> list[list[float | None]]:
+    rewards = []
+    for group in by_prompt(scored):
+        rewards.append([y.reward for y in group])
+    return rewards
+
+
 def choose_pair(group: Sequence[Candidate]) -> Pair | None:
     """The best against the worst answer to one prompt: the first of the highest and of the lowest
     reward.
@@ -270,8 +277,7 @@ def rank_answers(
     """The rewards of answers that people ranked, group by group; and the verdicts."""
     answers = as_candidates(groups)
     verdicts = score(writer, answers, judging, key=key)
-    scored = attach(answers, verdicts)
-    return [[y.reward for y in group] for group in by_prompt(scored)], verdicts
+    return rewards_by_prompt(attach(answers, verdicts)), verdicts
 
 
 # ---- command line ----
@@ -281,8 +287,10 @@ def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dic
     """Every verdict on one answer, and their mean."""
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
     verdicts = score(writer, [answer], judging, key=f"{args.seed}")
-    shown = [{k: v for k, v in row.items() if k in ("text", "score", "digits")} for row in verdicts]
-    return {"reward": mean(row["score"] for row in verdicts), "verdicts": shown}
+    for verdict in verdicts:
+        for key in ("id", "sample", "vote"):
+            del verdict[key]
+    return {"reward": mean(verdict["score"] for verdict in verdicts), "verdicts": verdicts}
 
 
 def judge_file(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:

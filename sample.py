@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
-from core.cli import common_arguments, run_command
-from core.device import pick_device, pick_dtype, prepare_machine
 from torch import Tensor
 from tqdm import tqdm
 
 from core.batches import micro_batches, shared_prefix
 from core.cache import KVCache
 from core.chat import Chat
+from core.cli import common_arguments, run_command
+from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, pick, uniforms
 from core.errors import UserError
 from core.kernels import pack
@@ -241,23 +241,29 @@ def generate(
         return []
     check_room(writer.model, prompts, sampling)
     n = sampling.n
+    # No more slots than texts, and at least one prompt must fit.
     count = min(max(sampling.slots, n), n * len(prompts))
     # Prompts wait in groups that are read in one pass; the last group, the longest, comes first.
     lengths = [len(prompt) for prompt in prompts]
     most = max(1, count // (PARTS * n))
     waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, most)
     slots = Slots(writer, count, sampling, read_shared_beginning(writer, prompts))
+    # Texts end in any order, so each has its place.
     completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
-    bar = tqdm(total=n * len(prompts), desc=label, unit="text", leave=False, disable=hidden(label))
+    bar = progress_bar(label, total=n * len(prompts), unit="text")
     while waiting or slots.live.any():
+        # 1) free slots go to the prompts that wait
         while waiting and n * len(waiting[-1]) <= slots.requests.count(None):
             slots.admit(waiting.pop(), prompts, keys)
+        # 2) every slot writes one token
         tokens = slots.step()
         if on_token is not None:
             on_token(int(tokens[0]))
+        # 3) texts that ended leave their slots
         for request, completion in slots.release(slots.ended(tokens)):
             completions[request.prompt][request.sample] = completion
             bar.update()
+        # 4) when no prompt waits, free slots are no longer computed
         free = slots.requests.count(None)
         if not waiting and PARTS * free >= len(slots.requests):
             slots.drop_free_slots()
@@ -275,12 +281,9 @@ def check_room(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling)
         )
 
 
-def hidden(label: str | None) -> bool | None:
-    """Whether tqdm hides a bar:
-
-    one without a label; None hides it where nobody looks at a terminal.
-    """
-    return None if label else True
+def progress_bar(label: str | None, *items, **options) -> tqdm:
+    """A bar, hidden where it has no label or nobody looks at a terminal."""
+    return tqdm(*items, desc=label, leave=False, disable=None if label else True, **options)
 
 
 # ---- probabilities without sampling ----
@@ -302,8 +305,9 @@ def next_probs(
     shared = read_shared_beginning(writer, prompts)
     lengths = [len(prompt) for prompt in prompts]
     batches = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, slots)
-    for batch in tqdm(batches, desc=label, leave=False, disable=hidden(label)):
+    for batch in progress_bar(label, batches):
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
+        # the last token of each prompt predicts the next
         last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
         every = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = every[:, list(wanted)].cpu()

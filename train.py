@@ -34,14 +34,14 @@ from core.files import read_existing, write_jsonl
 from core.likeness import KnownPrompts
 from core.records import Candidate, Example, Pair
 from core.run import Run, Say, check_record, write_record
-from core.statistics import mean
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, attach, by_prompt, choose_pair, judge_examples, read_rubric, score
 from measure.alarms import alarms
-from measure.exam import Student, ending, examine
+from measure.exam import Student, examine
+from measure.notes import answers_note, dpo_note, pairs_note, prompts_note, verdicts_note
 from measure.page import write_report
 from measure.run_files import load_run
-from measure.table import one_line, pair_funnel, text_table, worked_example
+from measure.table import one_line, text_table, worked_example
 from model import GPT, load, save
 from prompts import new_prompts
 from sample import Writer, respond, writing_copy
@@ -81,10 +81,12 @@ class Loop:
     # ---- how things are drawn, judged and trained ----
 
     def answering(self) -> Sampling:
+        """N answers to each prompt."""
         c = self.config
         return Sampling(c.max_new_tokens, c.temperature, c.top_p, n=c.n, slots=c.slots)
 
     def judging(self) -> Judging:
+        """K verdicts on each answer."""
         c = self.config
         sampling = Sampling(
             c.max_verdict_tokens, c.judge_temperature, c.top_p, n=c.k, slots=c.slots
@@ -124,7 +126,10 @@ class Loop:
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
     def first_model(self, base: GPT) -> None:
-        """M_0 -> M_1: SFT on answers and verdicts. Without seed data M_1 is M_0."""
+        """M_0 -> M_1: SFT on answers and verdicts. Without seed data M_1 is M_0.
+
+        Examples that are longer than the model's context are left out, aloud.
+        """
         context = base.config.max_position_embeddings
         answers = [self.chat.example(row["prompt"], row["response"]) for row in self.world.ift]
         answers = drop_long(answers, context, self.run.say)
@@ -167,19 +172,17 @@ class Loop:
     def write_prompts(self, writer: Writer, t: int) -> list[str]:
         c = self.config
         exam = self.world.exam
+        # No new prompt may be like one that people wrote, or like one of the exam.
         held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
         seeds = self.world.prompts
+        known = KnownPrompts([*seeds, *held_out], c.rouge)
+        sampling = replace(self.answering(), temperature=c.prompt_temperature, n=1)
+        key = f"{c.seed} prompts {t}"
         work = writer.new_meter()
         prompts, refused = new_prompts(
-            writer,
-            seeds,
-            c.n_prompts,
-            sampling=replace(self.answering(), temperature=c.prompt_temperature, n=1),
-            key=f"{c.seed} prompts {t}",
-            known=KnownPrompts([*seeds, *held_out], c.rouge),
+            writer, seeds, c.n_prompts, sampling=sampling, key=key, known=known
         )
-        reasons = ", ".join(f"{count} {reason}" for reason, count in refused.most_common())
-        self.run.note(f"{len(prompts)} kept, refused: {reasons or 'none'}")
+        self.run.note(prompts_note(prompts, refused))
         self.run.note(work.summary())
         return prompts
 
@@ -192,12 +195,9 @@ class Loop:
         work = writer.new_meter()
         key = f"{self.config.seed} answers {t}"
         answers = respond(writer, prompts, self.answering(), key=key)
-        ended = mean(y.finished for y in answers)
-        length = mean(len(y.tokens) for y in answers)
-        self.run.note(f"{len(answers)}, finished {ended:.1%}, {length:.1f} tokens each")
+        self.run.note(answers_note(answers))
         self.run.note(work.summary())
-        columns = ("id", "sample", "response", "finished", "tokens")
-        return [{name: getattr(y, name) for name in columns} for y in answers]
+        return [y.row() for y in answers]
 
     def scores(
         self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
@@ -210,12 +210,7 @@ class Loop:
         work = writer.new_meter()
         key = f"{self.config.seed} {key}"
         verdicts = score(writer, answers, self.judging(), key=key)
-        readable = mean(verdict["score"] is not None for verdict in verdicts) or 0.0
-        average = mean(verdict["score"] for verdict in verdicts)
-        average = "none" if average is None else f"{average:.2f}"
-        self.run.note(
-            f"{len(verdicts)}, {self.config.judge}, readable {readable:.1%}, mean score {average}"
-        )
+        self.run.note(verdicts_note(verdicts, self.config.judge))
         self.run.note(work.summary())
         return verdicts
 
@@ -227,7 +222,7 @@ class Loop:
         """{x_i, y_w, y_l}: the best against the worst. Raises UserError where there is none."""
         groups = by_prompt(scored)
         pairs = [pair for pair in map(self.choose, groups) if pair is not None]
-        funnel = pair_funnel(groups, pairs)
+        funnel = pairs_note(groups, pairs)
         if not pairs:
             raise UserError(
                 f"M{t} gave no preference pair ({funnel}), so there is nothing to learn from; "
@@ -253,13 +248,7 @@ class Loop:
     def learn(self, model: GPT, trip: Trip) -> list[dict]:
         examples = self.pair_examples(trip)
         log = dpo(model, examples, self.dpo_recipe(model, trip.t), self.objective(trip))
-        end = ending(log)
-        self.run.note(
-            f"{len(log)} steps on {len(examples)} pairs, "
-            f"loss {log[0]['dpo_loss']:.3f} > {end['dpo_loss']:.3f}, "
-            f"accuracy {end['accuracy']:.2f}, log-prob of chosen {end['chosen_change']:+.1f}, "
-            f"of rejected {end['rejected_change']:+.1f}"
-        )
+        self.run.note(dpo_note(log, len(examples)))
         return log
 
     def pair_examples(self, trip: Trip) -> list[PreferencePair]:

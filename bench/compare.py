@@ -30,8 +30,10 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from data import Chat, read_ift, read_ranked  # noqa: E402
+from core.chat import Chat  # noqa: E402
+from core.files import read_ranked  # noqa: E402
 from judge import RUBRIC, judge_text  # noqa: E402
+from worlds.people import read_ift  # noqa: E402
 
 WRITERS = ("ours", "transformers", "vllm", "llama.cpp")
 TRAINERS = ("ours", "trl")
@@ -195,13 +197,16 @@ def compare(args: argparse.Namespace) -> dict:
                 turns.take(engine, {"pairs": pairs})
         for engine in args.iteration.split(",") if args.iteration else []:
             turns.take(engine, {"texts": long})
+    medians = {}
+    for key in limits[0]:
+        medians[key] = statistics.median(run[key] for run in limits)
     return {
         "cpu": processor(),
         "cores": os.cpu_count(),
         "commit": commit(),
         "skipped": skipped,
         "versions": {engine: version(engine) for engine in PEERS if pythons[engine]},
-        "limits": {key: statistics.median(run[key] for run in limits) for key in limits[0]},
+        "limits": medians,
         "work": turns.summaries(),
     }
 

@@ -53,14 +53,11 @@ def batches(prompts: list[list[int]], size: int) -> list[list[list[int]]]:
 # ---- this project ----
 def load_ours(job: dict):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-    import torch
-
-    from config import keep_memory
-    from data import Chat
+    from core.chat import Chat
+    from core.device import prepare_machine
     from model import load
 
-    torch.set_flush_denormal(True)
-    keep_memory()
+    prepare_machine()
     return load(job["model"]), Chat(job["model"])
 
 
@@ -70,13 +67,15 @@ def ours(job: dict) -> dict:
         return ours_dpo(model, chat, job["pairs"])
     import torch
 
-    from sample import Sampling, generate, sampling_copy
+    from core.draw import Sampling
+    from sample import generate, writing_copy
 
-    model = sampling_copy(model, torch.bfloat16)
+    writer = writing_copy(model, chat, torch.bfloat16)
 
     def run(prompts, n, limit):
-        sampling = Sampling(limit, TEMPERATURE, TOP_P, slots=256)
-        groups = generate(model, chat, prompts, sampling, key="bench", n=n)
+        sampling = Sampling(limit, TEMPERATURE, TOP_P, n=n, slots=256)
+        keys = [f"bench {p}" for p in range(len(prompts))]
+        groups = generate(writer, prompts, sampling, keys)
         return sum(len(c.tokens) for group in groups for c in group)
 
     return timed(job, run)
@@ -85,7 +84,7 @@ def ours(job: dict) -> dict:
 def ours_dpo(model, chat, pairs: list[dict]) -> dict:
     import torch
 
-    from dpo import Recipe, dpo
+    from dpo import Objective, Recipe, dpo
 
     examples = []
     for pair in pairs:
@@ -94,9 +93,10 @@ def ours_dpo(model, chat, pairs: list[dict]) -> dict:
         examples.append((chosen, rejected))
     warm_up = Recipe(lr=1e-9, lr_end=1e-10, dtype=torch.bfloat16)
     recipe = Recipe(batch_size=8, lr=1e-6, tokens=1024, dtype=torch.bfloat16)
-    dpo(model, examples[:1], warm_up, beta=0.1)
+    objective = Objective(beta=0.1)
+    dpo(model, examples[:1], warm_up, objective)
     started = time.perf_counter()
-    dpo(model, examples, recipe, beta=0.1)
+    dpo(model, examples, recipe, objective)
     return {"dpo": {"pairs": len(examples), "seconds": time.perf_counter() - started}}
 
 
@@ -150,28 +150,22 @@ def probe(device) -> dict:
     return {"bf16_peak": peak, "bandwidth": 2 * source.numel() / took}
 
 
-def decode(model, texts: list[list[int]], steps: int, wait=no_wait) -> float:
+def decode(writer, texts: list[list[int]], steps: int, wait=no_wait) -> float:
     """Seconds of a decode step that draws a token for each of the texts, the mean of `steps`.
 
     The context grows meanwhile.
     """
-    from collections import Counter
-
-    from sample import Sampling, Slots, read, uniforms
+    from core.draw import Sampling
+    from sample import Slots
 
     count = len(texts)
-    cache, _ = read(model, texts, None, Counter())
-    slots = Slots(model, count, steps + 1, None)
-    sampling = Sampling(steps + 1, TEMPERATURE, TOP_P)
-    numbers = uniforms([str(i) for i in range(count)], steps + 1)
-    owners = [(i, 0) for i in range(count)]
-    last_tokens = [text[-1] for text in texts]
-    slots.admit(owners, last_tokens, numbers, cache, list(range(count)))
-    slots.step(model, sampling)
+    slots = Slots(writer, count, Sampling(steps + 1, TEMPERATURE, TOP_P), None)
+    slots.admit(range(count), texts, [str(i) for i in range(count)])
+    slots.step()
     wait()
     started = time.perf_counter()
     for _ in range(steps):
-        slots.step(model, sampling)
+        slots.step()
     wait()
     return (time.perf_counter() - started) / steps
 
@@ -189,14 +183,12 @@ def limits(job: dict) -> dict:
     """
     import torch
 
-    model, _ = load_ours(job)
-    from collections import Counter
-
-    from sample import read, sampling_copy
+    model, chat = load_ours(job)
+    from sample import read_prompts_into_cache, writing_copy
 
     body, head = sizes(model)
     c = model.config
-    model = sampling_copy(model, torch.bfloat16)
+    writer = writing_copy(model, chat, torch.bfloat16)
     text = job["text"]
     found = probe(torch.device("cpu"))
     peak = found["bf16_peak"]
@@ -204,13 +196,13 @@ def limits(job: dict) -> dict:
         # Reading: 16 texts of 256 tokens. 128 is the mean of what their tokens see.
         prompts = [text[i * 256 : (i + 1) * 256] for i in range(16)]
         attention = 4 * c.num_hidden_layers * c.num_attention_heads * c.head_dim * 128
-        took = seconds(lambda: read(model, prompts, None, Counter()), times=4)
+        took = seconds(partial(read_prompts_into_cache, writer, prompts, None), times=4)
         found["read_tokens_per_s"] = 4096 / took
         found["read_share"] = 4096 * (2 * body + attention) / took / peak
         # Decoding: 64 texts, of `context` tokens half-way through the 32 steps.
         for context in (135, 500):
             starts = [text[7 * i : 7 * i + context - 16] for i in range(64)]
-            took = decode(model, starts, 32)
+            took = decode(writer, starts, 32)
             found[f"decode_{context}_tokens_per_s"] = 64 / took
             found[f"decode_{context}_share"] = 128 * (body + head) / took / peak
     return found

@@ -20,11 +20,12 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from engines import decode, probe, seconds, sizes, wait_for  # noqa: E402
 
-from config import keep_memory, pick_device  # noqa: E402
-from data import Example  # noqa: E402
-from dpo import Recipe, dpo  # noqa: E402
-from model import GPT, GPTConfig  # noqa: E402
-from sample import sampling_copy  # noqa: E402
+from core.checkpoint import GPTConfig  # noqa: E402
+from core.device import pick_device, prepare_machine  # noqa: E402
+from core.records import Example  # noqa: E402
+from dpo import Objective, Recipe, dpo  # noqa: E402
+from model import GPT  # noqa: E402
+from sample import Writer, writing_copy  # noqa: E402
 
 SIZES = {
     "0.6b": dict(
@@ -60,6 +61,12 @@ SIZES = {
 }
 
 
+class NoChat:
+    """Stands for the prompt format: random weights have none, and no token ends a text."""
+
+    eos_ids: list[int] = []
+
+
 def random_text(model: GPT, size: int) -> list[int]:
     return torch.randint(0, model.config.vocab_size, (size,)).tolist()
 
@@ -76,23 +83,23 @@ def train(model: GPT, count: int, length: int, tokens: int, wait) -> float:
         rejected = Example(prompt, random_text(model, length))
         pairs.append((chosen, rejected))
     recipe = Recipe(batch_size=count, lr=1e-9, lr_end=1e-10, tokens=tokens, dtype=torch.bfloat16)
-    took = seconds(lambda: dpo(model, pairs, recipe, beta=0.1), wait, 1)
+    took = seconds(lambda: dpo(model, pairs, recipe, Objective(beta=0.1)), wait, 1)
     body, head = sizes(model)
     return 8 * count * length * (3 * body + 2 * head) / took
 
 
-def decoding(copy: GPT, count: int, wait) -> float:
+def decoding(writer: Writer, count: int, wait) -> float:
     """Tokens a second of `count` rows that are decoded side by side."""
-    texts = [random_text(copy, 128) for _ in range(count)]
-    return count / decode(copy, texts, 64, wait)
+    texts = [random_text(writer.model, 128) for _ in range(count)]
+    return count / decode(writer, texts, 64, wait)
 
 
 def one_run(model: GPT, many: int, work: dict, wait) -> dict[str, float]:
     """Tokens a second of one row and of `many`, and FLOP a second of training."""
-    copy = sampling_copy(model, torch.bfloat16)
+    writer = writing_copy(model, NoChat(), torch.bfloat16)
     with torch.inference_mode():
-        rates = {"one": decoding(copy, 1, wait), "many": decoding(copy, many, wait)}
-    del copy  # its memory is wanted for training
+        rates = {"one": decoding(writer, 1, wait), "many": decoding(writer, many, wait)}
+    del writer  # its memory is wanted for training
     rates["train"] = train(model, **work, wait=wait)
     return rates
 
@@ -112,7 +119,8 @@ def measure(size: str, device: torch.device, many: int, count: int) -> dict:
         work = dict(count=4, length=64, tokens=1024)
     runs = [one_run(model, many, work, wait_for(device)) for _ in range(count)]
     weights = 2 * sum(p.numel() for p in model.parameters())  # bytes of the bf16 copy
-    found |= {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+    for key in runs[0]:
+        found[key] = statistics.median(run[key] for run in runs)
     found |= {
         "size": size,
         "device": name,
@@ -147,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--json", help="write every figure to this file")
     args = parser.parse_args()
-    keep_memory()
+    prepare_machine()
     found = measure(args.size, pick_device(args.device), args.rows, args.runs)
     if args.json:
         Path(args.json).write_text(json.dumps(found, indent=1) + "\n")

@@ -15,9 +15,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from data import Chat, read_ift  # noqa: E402
+from core.chat import Chat  # noqa: E402
+from core.draw import Sampling  # noqa: E402
 from model import GPT, load  # noqa: E402
-from sample import Sampling, generate, sampling_copy  # noqa: E402
+from sample import generate, writing_copy  # noqa: E402
+from worlds.people import read_ift  # noqa: E402
 
 
 @torch.inference_mode()
@@ -77,8 +79,9 @@ def main() -> None:
     prompts = [chat.prompt(r["prompt"]) for r in read_ift(args.ift)[: args.count]]
     wanted = [plain(model, p, chat.eos_ids, args.limit) for p in prompts]
     greedy = Sampling(args.limit, temperature=0)
+    keys = ["greedy"] * len(prompts)  # nothing is drawn
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        groups = generate(sampling_copy(model, dtype), chat, prompts, greedy, key="same")
+        groups = generate(writing_copy(model, chat, dtype), prompts, greedy, keys)
         texts = [completion.tokens for (completion,) in groups]
         print(compared(name, texts, wanted))
 

@@ -55,18 +55,18 @@ def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None
     return fitting
 
 
-def group_alike(examples: Sequence[Example], ids: Sequence[int], tokens: int) -> list[list[int]]:
+def group_alike(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
     """Groups of up to four examples that begin alike, such as verdicts under one rubric.
 
-    `ids` are places in `examples`. The shared beginning is at least a third of a member's length on
-    average, and no group of several examples is longer than `tokens`.
+    The shared beginning is at least a third of a member's length on average, and no group of
+    several examples is longer than `tokens`.
     """
-    groups: list[list[int]] = []
-    for i in sorted(ids, key=lambda i: examples[i].prompt):
-        if groups and worth_joining([examples[j] for j in (*groups[-1], i)], tokens):
-            groups[-1].append(i)
+    groups: list[list[Example]] = []
+    for example in sorted(examples, key=lambda example: example.prompt):
+        if groups and worth_joining([*groups[-1], example], tokens):
+            groups[-1].append(example)
         else:
-            groups.append([i])
+            groups.append([example])
     return groups
 
 

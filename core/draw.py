@@ -39,34 +39,33 @@ def uniforms(names: Sequence[str], count: int) -> Tensor:
     A hash of the name seeds a splitmix64 sequence (Steele et al. 2014), and number i is its i-th.
     So number i does not depend on `count`, and no generator has a state that a batch could share.
     """
+    # 1) hash the names
     digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
     seeds = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    # 2) mix seed + i x the golden ratio, as splitmix64 does
     steps = np.arange(1, count + 1, dtype=np.uint64)
     with np.errstate(over="ignore"):  # the arithmetic is modulo 2^64
         z = seeds[:, None] + steps * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
-    top_24_bits = z >> np.uint64(40)  # fp32 holds 24 bits exactly
+    # 3) keep 24 bits, which fp32 holds exactly
+    top_24_bits = z >> np.uint64(40)
     return torch.from_numpy(top_24_bits.astype(np.float32) / np.float32(2**24))
 
 
 def inverse_cdf(weights: Tensor, u: Tensor) -> Tensor:
-    """The column where the running sum of a row of weights (B,C) passes u (B,) of its total:
-
-    (B,).
-    """
+    """Weights (B,C), u (B,) -> the column (B,) where a row's running sum passes u of its total."""
     cdf = weights.cumsum(-1)
     total = cdf[:, -1:]
-    below_total = total.nextafter(cdf.new_zeros(1))  # rounding must not reach past the last weight
-    return torch.searchsorted(cdf, (u[:, None] * total).minimum(below_total), right=True)[:, 0]
+    # Rounding must not reach past the last weight.
+    below_total = total.nextafter(cdf.new_zeros(1))
+    reached = (u[:, None] * total).minimum(below_total)  # (B,1)
+    return torch.searchsorted(cdf, reached, right=True)[:, 0]
 
 
 def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
-    """Draws one token a row:
-
-    logits (B,V), u (B,) in [0,1) -> ids (B,). top_p counts within top_k.
-    """
+    """One token a row: logits (B,V), u (B,) in [0,1) -> ids (B,). top_p counts within top_k."""
     if sampling.temperature == 0:
         return logits.argmax(-1)
     probs = (logits.float() / sampling.temperature).softmax(-1)
@@ -80,7 +79,8 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
 
 def draw(top: Tensor, ids: Tensor, u: Tensor, top_p: float) -> Tensor:
     """Draws from the nucleus of candidates `ids` with falling probabilities `top` (B,C): (B,)."""
-    likelier = top.cumsum(-1) - top  # mass of all that is likelier; 0 for the first, which stays
+    # The mass of all that is likelier: 0 for the first candidate, which so always stays.
+    likelier = top.cumsum(-1) - top  # (B,C)
     column = inverse_cdf(torch.where(likelier < top_p, top, 0), u)
     return ids.gather(-1, column[:, None])[:, 0]
 
@@ -91,12 +91,14 @@ def pick_from_nucleus(probs: Tensor, u: Tensor, top_p: float) -> Tensor:
     Exact: a row whose likeliest tokens hold less than top_p is looked at again, wider.
     """
     best, token = probs.max(-1)
-    rows = (best < top_p).nonzero()[:, 0]  # in other rows the likeliest token alone is the nucleus
+    # In all other rows the likeliest token alone is the nucleus.
+    rows = (best < top_p).nonzero()[:, 0]
     for size in (*NUCLEUS_LOOKS, probs.shape[-1]):
         if len(rows) == 0:
             break
         top, ids = probs[rows].topk(min(size, probs.shape[-1]))  # (rows,C), falling
         drawn = draw(top, ids, u[rows], top_p)
+        # a row is done where the candidates hold its whole nucleus
         enough = (top.sum(-1) >= top_p) | (size >= probs.shape[-1])
         token[rows[enough]] = drawn[enough]
         rows = rows[~enough]

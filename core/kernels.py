@@ -38,7 +38,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 def rms_norm_forward(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The norm (..., D), and the scale 1 / rms(x) (..., 1)."""
+    # The sum of squares would overflow or round in half precision.
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    # In place: these are the largest tensors after the logits,
+    # and every block makes two of them.
     norm = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
     scale = norm.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
     return (wide * scale).mul_(weight).to(x.dtype), scale
@@ -59,7 +62,8 @@ class RMSNormKernel(torch.autograd.Function):
         wide = x.to(scale.dtype)
         grad = grad.to(scale.dtype)
         to_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0)
-        # The norm divides the length of x out, so a change along x itself changes nothing.
+        # The norm divides the length of x out.
+        # So a change along x itself changes nothing, and is taken out of the gradient.
         inner = grad * weight
         along_x = (inner * wide).mean(-1, keepdim=True) * scale**3
         to_x = inner.mul_(scale).addcmul_(wide, along_x, value=-1)
@@ -70,10 +74,7 @@ class RMSNormKernel(torch.autograd.Function):
 
 
 def plain_picked_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """log softmax(hidden W^T) at the targets:
-
-    hidden (M,D), W (V,D), targets (M,) -> (M,) in fp32.
-    """
+    """log softmax(hidden W^T) at the targets (M,): hidden (M,D), W (V,D) -> (M,) in fp32."""
     logits = (hidden @ weight.T).float()  # (M,V)
     return logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
 
@@ -87,6 +88,8 @@ def picked_logps(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class PickedLogps(torch.autograd.Function):
+    """Keeps a number a row, and no logits."""
+
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         norms = []
@@ -94,7 +97,8 @@ class PickedLogps(torch.autograd.Function):
         for h, target in chunks(weight, hidden, targets):
             logits = (h @ weight.T).float()  # (C,V)
             norms.append(logits.logsumexp(-1))
-            picked.append(logits.gather(-1, target[:, None])[:, 0] - norms[-1])
+            at_target = logits.gather(-1, target[:, None])[:, 0]  # (C,)
+            picked.append(at_target - norms[-1])
         ctx.save_for_backward(hidden, weight, targets, torch.cat(norms))
         return torch.cat(picked)
 
@@ -104,10 +108,14 @@ class PickedLogps(torch.autograd.Function):
         to_hidden = torch.empty_like(hidden)
         to_weight = torch.zeros_like(weight)
         for h, target, norm, g, out in chunks(weight, hidden, targets, norms, grad, to_hidden):
-            # d log p(target) / d logits = 1 at the target - softmax
-            softmax = (h @ weight.T).float().sub_(norm[:, None]).exp_()  # (C,V)
-            d = softmax.mul_(-g[:, None]).scatter_add_(-1, target[:, None], g[:, None])
+            # 1) softmax of the chunk, once more
+            logits = (h @ weight.T).float()  # (C,V)
+            softmax = logits.sub_(norm[:, None]).exp_()
+            # 2) the gradient of log p(target) by the logits: 1 at the target, minus softmax
+            d = softmax.mul_(-g[:, None])
+            d = d.scatter_add_(-1, target[:, None], g[:, None])
             d = d.to(h.dtype)
+            # 3) through the product
             torch.mm(d, weight, out=out)
             to_weight.addmm_(d.T, h)
         return to_hidden, to_weight, None
@@ -123,10 +131,7 @@ def chunks(weight: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 
 
 class Linear(nn.Linear):
-    """nn.Linear.
-
-    Where `packed` is set, it holds the weight in the layout of oneDNN, and `weight` is None.
-    """
+    """nn.Linear. `packed` is the weight in the layout of oneDNN, and then `weight` is None."""
 
     packed: Tensor | None = None
 
@@ -146,7 +151,8 @@ def pack(model: nn.Module) -> nn.Module:
     """
     if model.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return model
-    if model.lm_head is None:  # a tied head is packed beside the embeddings
+    if model.lm_head is None:
+        # A tied head is packed too, beside the embeddings.
         sizes = (model.config.hidden_size, model.config.vocab_size)
         model.lm_head = Linear(*sizes, bias=False, device="meta")
         model.lm_head.weight = model.embed_tokens.weight
@@ -157,14 +163,16 @@ def pack(model: nn.Module) -> nn.Module:
 
 
 def try_to_pack(layer: Linear) -> None:
+    """Packs one layer, unless the packed product differs from the plain one."""
     probe = layer.weight[:2]  # (2,in)
     plain = layer(probe)
     try:
         layer.packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight, 64)
         packed = layer(probe)
     except (AttributeError, RuntimeError):
-        layer.packed = None
+        layer.packed = None  # this torch has no such operators
         return
+    # bf16 has three digits
     tolerance = 1e-2 * float(plain.abs().max())
     if torch.allclose(packed.float(), plain.float(), rtol=2e-2, atol=tolerance):
         layer.weight = None
@@ -185,8 +193,7 @@ def fold_heads(q: Tensor, groups: int) -> Tensor:
 
 
 def attend_shared(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-    """Attention where all rows share a beginning, which is read once for all of them, as one
-    matrix.
+    """Attention behind a beginning that all rows share, which is read once for all rows.
 
     Source: Juravsky et al. 2024, "Hydragen".
     """
@@ -195,12 +202,17 @@ def attend_shared(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
     R = memory.shared_k.shape[1]
     q = fold_heads(q, G)
     # 1) scores of each row's own tokens
-    scores = (q @ memory.k.mT).view(B, H, T, S).add_(bias).view(B, G, -1, S)  # (B,G,H/G*T,S)
+    scores = q @ memory.k.mT
+    scores = scores.view(B, H, T, S).add_(bias)
+    scores = scores.view(B, G, -1, S)  # (B,G,H/G*T,S)
     # 2) scores of what all share: the rows of the batch are one long query
     flat = q.transpose(0, 1).reshape(G, -1, K)  # (G,B*H/G*T,K)
-    shared_scores = (flat @ memory.shared_k.mT).view(G, B, -1, R).transpose(0, 1)  # (B,G,H/G*T,R)
+    shared_scores = (flat @ memory.shared_k.mT).view(G, B, -1, R)
+    shared_scores = shared_scores.transpose(0, 1)  # (B,G,H/G*T,R)
     # 3) one softmax over both, then the values of each part
     weights = torch.cat((shared_scores, scores), -1).softmax(-1)  # (B,G,H/G*T,R+S)
     shared_weights = weights[..., :R].transpose(0, 1).reshape(G, -1, R)
-    shared = (shared_weights @ memory.shared_v).view(G, B, -1, K).transpose(0, 1)
-    return (weights[..., R:] @ memory.v + shared).reshape(B, H, T, K)
+    shared = (shared_weights @ memory.shared_v).view(G, B, -1, K)
+    shared = shared.transpose(0, 1)  # (B,G,H/G*T,K)
+    own = weights[..., R:] @ memory.v  # (B,G,H/G*T,K)
+    return (own + shared).reshape(B, H, T, K)

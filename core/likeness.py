@@ -57,9 +57,11 @@ class KnownPrompts:
 
     def like(self, text: PromptText) -> bool:
         """Whether ROUGE-L F1 with a known prompt reaches the limit."""
+        # count the words that each known prompt shares with this one
         shared_words: Counter[int] = Counter()
         for word in text.bag:
             shared_words.update(self.holders.get(word, ()))
+        # compare those that share enough
         for i, shared in shared_words.items():
             other = self.texts[i]
             # F1 = 2 lcs / (words of one + words of the other), and lcs <= shared words

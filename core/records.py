@@ -28,6 +28,11 @@ class Candidate:
     votes: tuple[float | None, ...] = ()  # K scores; None where a verdict could not be read
     reward: float | None = None  # mean of the readable votes; None where no vote could be read
 
+    def row(self) -> dict:
+        """The line of responses.jsonl. Other files of the trip hold prompts and votes."""
+        columns = ("id", "sample", "response", "finished", "tokens")
+        return {name: getattr(self, name) for name in columns}
+
 
 @dataclass(frozen=True)
 class Pair:

@@ -1,8 +1,8 @@
 """core/statistics.py: a mean that leaves out what is missing, and three kinds of 95 % interval.
 
-In: numbers.  Out: numbers, or None where nothing can be said.
+In: numbers.  Out: numbers, or None where nothing can be said. No torch.
 The bootstrap is for shares over groups of answers, Student's t for a handful of seeds, the normal
-distribution for many held-out answers. No torch.
+distribution for many held-out answers.
 """
 
 import math
@@ -14,6 +14,7 @@ import numpy as np
 # Student's t, two-sided 95 %, at 1 to 9 degrees of freedom. More than ten values use the last one:
 # their interval is a little too wide.
 T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+DRAWS = 2000  # of the bootstrap
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -22,15 +23,14 @@ def mean(values: Iterable[float | None]) -> float | None:
     return sum(present) / len(present) if present else None
 
 
-def bootstrap_interval(
-    part: Sequence[float], whole: Sequence[float], draws: int = 2000
-) -> list[float]:
+def bootstrap_interval(part: Sequence[float], whole: Sequence[float]) -> list[float]:
     """The 95 % bootstrap interval of sum(part) / sum(whole), as [low, high].
 
     One number a group in both. Whole groups are drawn, since answers to one prompt hang together.
     """
-    picks = np.random.default_rng(0).integers(0, len(whole), (draws, len(whole)))
-    parts = np.array(part, float)[picks].sum(1)  # (draws,)
+    groups = len(whole)
+    picks = np.random.default_rng(0).integers(0, groups, (DRAWS, groups))
+    parts = np.array(part, float)[picks].sum(1)  # (DRAWS,)
     wholes = np.array(whole, float)[picks].sum(1)
     shares = parts / np.maximum(1, wholes)
     return [round(float(share), 4) for share in np.quantile(shares, (0.025, 0.975))]
@@ -39,16 +39,13 @@ def bootstrap_interval(
 def student_interval(values: Sequence[float]) -> dict:
     """Mean and half width of the 95 % interval over seeds; `half` is None where there is one."""
     half = None
-    if len(values) > 1:
-        t = T95[min(len(values) - 1, len(T95)) - 1]
-        half = t * statistics.stdev(values) / math.sqrt(len(values))
-    return {
-        "mean": statistics.mean(values),  # sums exactly: equal seeds give their own value
-        "half": half,
-        "min": min(values),
-        "max": max(values),
-        "n": len(values),
-    }
+    n = len(values)
+    if n > 1:
+        t = T95[min(n - 1, len(T95)) - 1]
+        half = t * statistics.stdev(values) / math.sqrt(n)
+    # statistics.mean sums exactly: equal seeds give their own value.
+    middle = statistics.mean(values)
+    return {"mean": middle, "half": half, "min": min(values), "max": max(values), "n": n}
 
 
 def normal_interval(values: Sequence[float]) -> tuple[float | None, float | None]:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from core.chat import Chat
@@ -25,8 +26,8 @@ from core.files import read_existing
 from core.rankings import agreement
 from core.records import Candidate, Example, Pair
 from core.statistics import mean
-from dpo import Objective, PairLoss, PreferencePair, dpo_loss, margins, sft
-from judge import by_prompt, judge_text
+from dpo import Objective, PairLoss, PreferencePair, margins, sft
+from judge import judge_text, rewards_by_prompt
 from measure.exam import ending
 from measure.truth import true_score
 from model import GPT, load
@@ -51,9 +52,8 @@ def smoothed_loss(share: float) -> PairLoss:
     def loss(
         chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
     ) -> Tensor:
-        right = dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta=beta)
-        wrong = dpo_loss(rejected, chosen, ref_rejected, ref_chosen, beta=beta)
-        return (1 - share) * right + share * wrong
+        h = margins(chosen, rejected, ref_chosen, ref_rejected)
+        return -(1 - share) * F.logsigmoid(beta * h) - share * F.logsigmoid(-beta * h)
 
     return loss
 
@@ -93,10 +93,6 @@ class Cream(Loop):
         judged_again = self.scores(previous, answers, trip.t, stage="verdicts_before")
         alike = agreement(rewards_by_prompt(answers), rewards_by_prompt(judged_again))
         return 0.5 if alike is None else 1 - alike
-
-
-def rewards_by_prompt(answers: Sequence[Candidate]) -> list[list[float | None]]:
-    return [[y.reward for y in group] for group in by_prompt(answers)]
 
 
 @dataclass

@@ -5,16 +5,15 @@ not there yet is an empty list, so this works in the middle of a run.
 """
 
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from core.files import read_existing, read_json
 from core.statistics import mean
 
 
-@dataclass(frozen=True)
-class IterationFiles:
-    """The stages from M_t to M_{t+1}."""
+class IterationFiles(NamedTuple):
+    """The stages from M_t to M_{t+1}; each is the file of its name."""
 
     prompts: list[dict]
     responses: list[dict]
@@ -23,8 +22,7 @@ class IterationFiles:
     dpo: list[dict]  # one object a step
 
 
-@dataclass(frozen=True)
-class RunFiles:
+class RunFiles(NamedTuple):
     """One run."""
 
     name: str
@@ -35,10 +33,6 @@ class RunFiles:
     exam: dict[int, list[dict]]  # t -> the held-out answers of M_t
     iterations: dict[int, IterationFiles]  # t -> the stages from M_t to M_{t+1}
 
-    @property
-    def settings(self) -> dict:
-        return self.record["settings"]
-
 
 def load_run(folder: Path) -> RunFiles:
     """Reads a run. Raises UserError where a file is not JSON."""
@@ -48,26 +42,12 @@ def load_run(folder: Path) -> RunFiles:
     for t in [figures["t"] for figures in models]:
         exam[t] = read_existing(folder / f"exam/M{t}.jsonl")
         if (folder / f"t{t}").exists():
-            iterations[t] = load_iteration(folder / f"t{t}")
-    return RunFiles(
-        name=folder.name,
-        record=read_json(folder / "config.json"),
-        models=models,
-        log=read_existing(folder / "log.jsonl"),
-        sft=read_existing(folder / "sft.jsonl"),
-        exam=exam,
-        iterations=iterations,
-    )
-
-
-def load_iteration(folder: Path) -> IterationFiles:
-    return IterationFiles(
-        prompts=read_existing(folder / "prompts.jsonl"),
-        responses=read_existing(folder / "responses.jsonl"),
-        verdicts=read_existing(folder / "verdicts.jsonl"),
-        pairs=read_existing(folder / "pairs.jsonl"),
-        dpo=read_existing(folder / "dpo.jsonl"),
-    )
+            paths = [folder / f"t{t}/{stage}.jsonl" for stage in IterationFiles._fields]
+            iterations[t] = IterationFiles(*map(read_existing, paths))
+    record = read_json(folder / "config.json")
+    log = read_existing(folder / "log.jsonl")
+    sft = read_existing(folder / "sft.jsonl")
+    return RunFiles(folder.name, record, models, log, sft, exam, iterations)
 
 
 def answer_rewards(files: IterationFiles) -> dict[tuple[int, int], float]:
@@ -79,6 +59,5 @@ def answer_rewards(files: IterationFiles) -> dict[tuple[int, int], float]:
     votes = defaultdict(list)
     for verdict in files.verdicts:
         if verdict["score"] is not None:
-            text = texts[verdict["id"], verdict["sample"]]
-            votes[text].append(verdict["score"])
+            votes[texts[verdict["id"], verdict["sample"]]].append(verdict["score"])
     return {answer: mean(votes[text]) for answer, text in texts.items() if text in votes}

@@ -49,24 +49,17 @@ def one_line(figures: dict) -> str:
 def worked_example(exam: Exam, scored: Sequence[Candidate], pair: Pair) -> str:
     """The prompt of a pair with its N answers, their scores, and which one won and lost."""
     lines = [f"     example   | {pair.chosen.prompt}"]
+    marks = {pair.chosen.sample: "chosen", pair.rejected.sample: "rejected"}
     for answer in scored:
-        if answer.id == pair.chosen.id:
-            lines.append(answer_line(exam, answer, pair))
+        if answer.id != pair.chosen.id:
+            continue
+        mark = marks.get(answer.sample, "")
+        score = "none" if answer.reward is None else f"{answer.reward:.2f}"
+        truth = true_score(exam, answer)
+        truth_note = "" if truth is None else f" (true {truth})"
+        text = " ".join(answer.response.split())
+        lines.append(f"     {mark:<9} | score {score}{truth_note}  {text[:100]}")
     return "\n".join(lines)
-
-
-def answer_line(exam: Exam, answer: Candidate, pair: Pair) -> str:
-    mark = ""
-    if answer is pair.chosen:
-        mark = "chosen"
-    elif answer is pair.rejected:
-        mark = "rejected"
-    score = "none" if answer.reward is None else f"{answer.reward:.2f}"
-    truth = true_score(exam, answer)
-    if truth is not None:
-        score += f" (true {truth})"
-    text = " ".join(answer.response.split())
-    return f"     {mark:<9} | score {score}  {text[:100]}"
 
 
 def pair_funnel(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> str:

@@ -1,7 +1,7 @@
-"""measure/truth.py: figures that only a world with a known truth has. Nothing here feeds training.
+"""measure/truth.py: figures that only a world with a known truth has; None where nobody knows it.
 
-In: an exam, answers, and the pairs that a model learnt from.
-Out: scores from 0 to 5, and shares; None where nobody knows the truth.
+In: an exam, answers, and the pairs that a model learnt from.  Out: scores from 0 to 5, and shares.
+People read them. Training does not, except in the variant oracle-judge (experiments/variants.py).
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,16 @@ def true_score(exam: Exam, candidate: Candidate) -> int | None:
     return exam.truth(candidate.prompt, candidate.response) if candidate.finished else 0
 
 
-def versus(scores: Sequence[int | None], previous: Sequence[int | None]) -> dict[str, float | None]:
-    """Share of the prompts whose answer is truly better, or worse, than the previous model's.
+def versus(answers: Sequence[dict], previous: Sequence[dict]) -> dict[str, float | None]:
+    """Share of the prompts whose answer is truly better, or worse, than that of another model.
 
-    The rest tie. A prompt that lacks one of the two scores is left out. M_1 has no `previous`.
+    Both are rows of exam/M{t}.jsonl; M_1 has no `previous`. A prompt without both scores is left out.
     """
-    pairs = [pair for pair in zip(scores, previous, strict=False) if None not in pair]
-    return {
-        "win_rate": mean([new > old for new, old in pairs]),
-        "lose_rate": mean([new < old for new, old in pairs]),
-    }
+    gains = []
+    for new, old in zip(answers, previous, strict=False):
+        if None not in (new["true_score"], old["true_score"]):
+            gains.append(new["true_score"] - old["true_score"])
+    return {"win_rate": mean(gain > 0 for gain in gains), "lose_rate": mean(gain < 0 for gain in gains)}
 
 
 def pairs_right(pairs: Sequence[dict], truth: Truth | None) -> float | None:

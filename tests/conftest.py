@@ -27,7 +27,8 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from core.chat import Chat  # noqa: E402
-from model import GPT, GPTConfig, save  # noqa: E402
+from core.checkpoint import GPTConfig  # noqa: E402
+from model import GPT, save  # noqa: E402
 
 TINY = shlex.split(
     "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from data import write_jsonl
+from core.files import write_jsonl
 
 sys.path.insert(0, str(ROOT / "bench"))
 import compare  # noqa: E402

@@ -1,4 +1,4 @@
-"""dpo.py: log-probs against brute force, the loss by hand.
+"""dpo.py and core/batches.py: log-probs against brute force, the loss by hand.
 
 And what a step may and may not change.
 """
@@ -13,16 +13,16 @@ import torch
 from conftest import tiny_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dpo as module
-from data import Example, UserError, collate, micro_batches
+from core.batches import collate, drop_long, group_alike, micro_batches, row_length
+from core.errors import UserError
+from core.records import Example
 from dpo import (
-    PickedLogps,
+    Objective,
+    Pass,
     Recipe,
     dpo,
     dpo_loss,
-    drop_long,
     fit,
-    length,
     pair_logps,
     plan,
     rate,
@@ -30,7 +30,6 @@ from dpo import (
     sequence_logps,
     sft,
     sft_loss,
-    together,
     token_logps,
 )
 from experiments.make_seed import Muon, muon
@@ -122,7 +121,7 @@ def test_chunks_change_nothing(monkeypatch, tied):
     """
     model, rows = tiny_gpt(tie_word_embeddings=tied), examples(6)
     whole, expected = gradients(model, rows), sft_loss(model, [[e] for e in rows]).item()
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", 3 * 260)
+    monkeypatch.setattr("core.kernels.LOGITS_AT_ONCE", 3 * 260)
     assert sft_loss(model, [[e] for e in rows]).item() == pytest.approx(expected, rel=1e-5)
     for name, gradient in gradients(model, rows).items():
         torch.testing.assert_close(gradient, whole[name], atol=1e-3, rtol=1e-4)
@@ -148,7 +147,7 @@ def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
 
     (TRL #3985, LlamaFactory #4810: out of memory.)
     """
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("core.kernels.LOGITS_AT_ONCE", at_once)
     rows = examples(6)
     V, D = model.config.vocab_size, model.config.hidden_size
     groups = [rows[:3], rows[3:4], rows[4:]]
@@ -160,21 +159,6 @@ def test_only_response_positions_meet_the_head(monkeypatch, model, at_once):
     answered = sum(len(e.response) for e in rows)
     assert max(met) == min(answered, at_once // V) < size
     assert max(map(math.prod, seen.shapes)) < size * V
-
-
-@pytest.mark.parametrize("at_once", [1 << 24, 3 * 50], ids=["whole", "chunks of 3"])
-def test_picked_logps_is_log_softmax(monkeypatch, at_once):
-    """Guards against: a hand-written backward pass that is not the derivative."""
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
-    torch.manual_seed(0)
-    hidden, weight = (torch.randn(n, 8, dtype=torch.float64, requires_grad=True) for n in (10, 50))
-    targets, grad = torch.randint(0, 50, (10,)), torch.randn(10)
-    plain = (hidden @ weight.T).log_softmax(-1).gather(-1, targets[:, None])[:, 0]
-    found = PickedLogps.apply(hidden, weight, targets)
-    torch.testing.assert_close(found, plain.float())
-    expected = torch.autograd.grad(plain, (hidden, weight), grad.double())
-    for a, b in zip(torch.autograd.grad(found, (hidden, weight), grad), expected):
-        torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-4)
 
 
 def test_a_pair_in_one_row_is_two_rows(model):
@@ -194,7 +178,7 @@ def test_a_pair_in_one_row_is_two_rows(model):
     for a, b in zip(together, apart):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-3)
     for w, loser in both:
-        assert length(w, loser) == len(w.prompt) + 1 + len(w.response) + len(loser.response)
+        assert row_length([w, loser]) == len(w.prompt) + 1 + len(w.response) + len(loser.response)
 
 
 def alike(count: int) -> list[Example]:
@@ -213,15 +197,16 @@ def test_what_begins_alike_is_read_together(model):
     Also against: a group too long for a pass; a row lost or doubled.
     """
     rows = alike(11) + examples(5)
-    groups = together(rows, range(16), 60)
+    groups = group_alike(rows, range(16), 60)
     assert sorted(r for g in groups for r in g) == list(range(16))
     assert {len(g) for g in groups} >= {1, 4}
     grouped = [[rows[r] for r in g] for g in groups]
     for g in grouped:
-        assert length(*g) <= 60
+        assert row_length(g) <= 60
         assert len(g) == 1 or g[0].prompt[:9] == g[-1].prompt[:9] == [7] * 9
-    assert collate(grouped)[0].shape == (len(groups), max(length(*g) for g in grouped))
-    assert [len(g) for g in together(alike(11), range(11), 25)].count(1) > 0  # no room for many
+    assert collate(grouped)[0].shape == (len(groups), max(row_length(g) for g in grouped))
+    narrow = group_alike(alike(11), range(11), 25)
+    assert [len(g) for g in narrow].count(1) > 0  # no room for many
     found = sequence_logps(model, grouped)
     alone = sequence_logps(model, [[e] for g in grouped for e in g])
     torch.testing.assert_close(found, alone, atol=1e-4, rtol=1e-5)
@@ -292,23 +277,23 @@ def test_first_loss_is_ln_2(dtype):
     Also against: dropout in it, or batches of another shape (lucidrains #31, TRL #1311).
     """
     recipe = Recipe(lr=1e-4, batch_size=10, tokens=60, dtype=dtype)
-    log = dpo(tiny_gpt(), pairs(10), recipe, beta=0.1)
+    log = dpo(tiny_gpt(), pairs(10), recipe, Objective(beta=0.1))
     near = 1e-6 if dtype == torch.float32 else 2e-2
     assert log[0]["dpo_loss"] == pytest.approx(math.log(2), abs=near)
     assert log[0]["loss"] == pytest.approx(log[0]["dpo_loss"], rel=1e-5)
 
 
-def test_the_reference_is_m_t_and_stays(monkeypatch, model):
+def test_the_reference_is_m_t_and_stays(model):
     """Guards against: a reference that moves with the model; a reference of other weights."""
-    seen, loss, rows = [], module.dpo_loss, pairs(3)
+    seen, rows = [], pairs(3)
     before = copy.deepcopy(model)
 
     def noting(*args, **more):
         seen.append(torch.stack(args[2:], 1))
-        return loss(*args, **more)
+        return dpo_loss(*args, **more)
 
-    monkeypatch.setattr(module, "dpo_loss", noting)
-    dpo(model, rows, Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000), beta=0.1)
+    recipe = Recipe(epochs=5, batch_size=3, lr=1e-2, tokens=10_000)
+    dpo(model, rows, recipe, Objective(beta=0.1, loss=noting))
     sides = [sequence_logps(before, [[p[i]] for p in rows]) for i in (0, 1)]
     expected = torch.stack(sides, 1).detach().sort(0).values
     assert len(seen) == 5
@@ -331,7 +316,8 @@ def test_margin_grows_on_one_pair(model):
 
     Chosen goes up against rejected, and the loss falls.
     """
-    log = dpo(model, pairs(1), Recipe(epochs=30, lr=1e-3, lr_end=1e-3, warmup=0), beta=0.1)
+    recipe = Recipe(epochs=30, lr=1e-3, lr_end=1e-3, warmup=0)
+    log = dpo(model, pairs(1), recipe, Objective(beta=0.1))
     assert log[0]["margin"] == pytest.approx(0, abs=1e-5)
     assert log[-1]["margin"] > 0.5 and log[-1]["accuracy"] == 1 and log[-1]["dpo_loss"] < 0.5
     assert log[-1]["chosen_change"] > log[-1]["rejected_change"]
@@ -344,8 +330,8 @@ def test_replay_joins_every_step():
     """
     rows, judged = pairs(8), examples(20, seed=2)
     models = [tiny_gpt(), tiny_gpt()]
-    without = dpo(models[0], rows, STEADY, beta=0.1, replay=judged, replay_size=0)
-    replayed = dpo(models[1], rows, STEADY, beta=0.1, replay=judged, replay_size=4)
+    without = dpo(models[0], rows, STEADY, Objective(beta=0.1, replay=judged, replay_size=0))
+    replayed = dpo(models[1], rows, STEADY, Objective(beta=0.1, replay=judged, replay_size=4))
     assert len(without) == len(replayed) == 2
     for step in replayed:
         assert step["loss"] > step["dpo_loss"] + 0.1
@@ -400,7 +386,7 @@ def test_every_example_weighs_the_same(model):
         lambda model, recipe: sft(model, examples(8), recipe),
         lambda model, recipe: sft(model, examples(8), replace(recipe, even=True)),
         lambda model, recipe: dpo(
-            model, pairs(8), recipe, beta=0.1, replay=examples(9, 2), replay_size=3
+            model, pairs(8), recipe, Objective(beta=0.1, replay=examples(9, 2), replay_size=3)
         ),
     ],
     ids=["sft", "sft, examples", "dpo"],
@@ -465,7 +451,10 @@ def test_learning_rate():
 
 @pytest.mark.parametrize(
     "train",
-    [lambda m: sft(m, examples(9), STEADY), lambda m: dpo(m, pairs(9), STEADY, beta=0.1)],
+    [
+        lambda model: sft(model, examples(9), STEADY),
+        lambda model: dpo(model, pairs(9), STEADY, Objective(beta=0.1)),
+    ],
     ids=["sft", "dpo"],
 )
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -491,7 +480,7 @@ def test_non_finite_gradient_stops(model):
         return (model.norm.weight.sum() * 0).sqrt(), {}
 
     with pytest.raises(UserError):
-        fit(model, [[(loss_fn, [0], 1.0)]], STEADY, name="sft")
+        fit(model, [[Pass(loss_fn, [0], 1.0)]], STEADY, name="sft")
 
 
 def test_dropout_ends_with_training():
@@ -509,7 +498,7 @@ def test_dropout_ends_with_training():
     [
         lambda model, recipe: sft(model, examples(9), recipe),
         lambda model, recipe: dpo(
-            model, pairs(9), recipe, beta=0.1, replay=examples(9, 2), replay_size=2
+            model, pairs(9), recipe, Objective(beta=0.1, replay=examples(9, 2), replay_size=2)
         ),
     ],
     ids=["sft", "dpo"],

@@ -1,4 +1,4 @@
-"""judge.py: what cannot be read is no score.
+"""judge.py and worlds/judge_data.py: what cannot be read is no score.
 
 Only the judge's own words count, and a tie is no preference.
 """
@@ -11,25 +11,29 @@ import torch
 from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 
 import judge
-from data import Candidate, Chat, UserError, write_jsonl
+from core.chat import Chat
+from core.draw import Sampling
+from core.errors import UserError
+from core.files import write_jsonl
+from core.rankings import judge_figures
+from core.records import Candidate
 from judge import (
     RUBRIC,
-    agreeing,
+    Judging,
     attach,
+    by_prompt,
     choose_pair,
-    choose_pairs,
+    ends_with_score_line,
     judge_examples,
     judge_text,
     parse_score,
     rank_answers,
     read_rubric,
     score,
-    score_line_done,
-    score_lines,
 )
-from core.rankings import judge_figures
 from model import save
-from sample import Completion, Sampling
+from sample import Completion, Writer
+from worlds.judge_data import agreeing_verdicts, score_lines
 
 READABLE = [
     ("Score: 4", 4),
@@ -130,9 +134,9 @@ LINES = [
 
 
 @pytest.mark.parametrize("text, done", LINES)
-def test_score_line_done(text, done):
+def test_ends_with_score_line(text, done):
     """Guards against: a verdict that is cut inside its number, or runs on to the limit after it."""
-    assert score_line_done(text) is done
+    assert ends_with_score_line(text) is done
 
 
 # ---- rubrics ----
@@ -199,12 +203,12 @@ def verdicts(monkeypatch, chat):
     """
     table, asked = {}, Counter()
 
-    def write(model, chat, prompts, sampling, *, n, **_):
+    def write(writer, prompts, sampling, keys, **_):
         groups = []
         for text in map(chat.decode, prompts):
             (key,) = (k for k in table if k in text)
             asked[key] += 1
-            written = [chat.tokenizer.encode(verdict).ids for verdict in table[key][:n]]
+            written = [chat.tokenizer.encode(verdict).ids for verdict in table[key][: sampling.n]]
             groups.append([Completion(ids + [chat.eos], True) for ids in written])
         return groups
 
@@ -213,7 +217,8 @@ def verdicts(monkeypatch, chat):
 
 
 def judged(chat, candidates, k=3):
-    rows = score(None, chat, candidates, Sampling(64), k=k, rubric=RUBRIC, key="k", label=None)
+    judging = Judging(RUBRIC, Sampling(64, n=k))
+    rows = score(Writer(None, chat), candidates, judging, key="k", label=None)
     return attach(candidates, rows), rows
 
 
@@ -256,8 +261,8 @@ def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
     letter = chat.tokenizer.token_to_id("z")
     model = flat_gpt({letter: 1, chat.eos: 1})
     answers = [candidate(0, 0, "Score: 5")]
-    rubric = "{prompt}{response}"
-    rows = score(model, chat, answers, Sampling(8), k=3, rubric=rubric, key="k", label=None)
+    judging = Judging("{prompt}{response}", Sampling(8, n=3))
+    rows = score(Writer(model, chat), answers, judging, key="k", label=None)
     assert attach(answers, rows)[0].reward is None and len(rows) == 3
     assert all(set(r["text"]) <= {"z"} for r in rows)
 
@@ -296,17 +301,8 @@ def test_equal_answers_share_their_votes(verdicts, chat):
 
 
 def expected(model, chat, candidates, *, slots: int = 64, key: str = "k") -> list[dict]:
-    return score(
-        model,
-        chat,
-        candidates,
-        Sampling(64, slots=slots),
-        k=3,
-        rubric="{prompt}|{response}",
-        key=key,
-        how="expected",
-        label=None,
-    )
+    judging = Judging("{prompt}|{response}", Sampling(64, n=3, slots=slots), how="expected")
+    return score(Writer(model, chat), candidates, judging, key=key, label=None)
 
 
 ANSWERS = [candidate(i // 4, i % 4, "word " * (i % 5) + chr(97 + i)) for i in range(16)]
@@ -442,10 +438,11 @@ def test_choose_pair(rewards, expected):
 def test_one_pair_a_prompt():
     """Guards against: answers to different prompts compared with each other."""
     tied, unreadable = group(3, 3, number=1), group(None, None, number=2)
-    pairs = choose_pairs(group(1, 2) + tied + unreadable + group(5, 4, number=3))
+    answers = group(1, 2) + tied + unreadable + group(5, 4, number=3)
+    pairs = [pair for pair in map(choose_pair, by_prompt(answers)) if pair is not None]
     assert [(p.chosen.id, p.rejected.id) for p in pairs] == [(0, 0), (3, 3)]
     assert [(p.chosen.reward, p.rejected.reward) for p in pairs] == [(2, 1), (5, 4)]
-    assert choose_pairs([]) == []
+    assert by_prompt([]) == []
 
 
 # ---- judge examples from ranked answers ----
@@ -523,7 +520,7 @@ def test_which_verdicts_agree_with_people(ranks, given, agree):
 
     Also against: ranks upside down, an unreadable verdict trained on.
     """
-    rows, funnel = agreeing(people(ranks), votes(given))
+    rows, funnel = agreeing_verdicts(people(ranks), votes(given))
     texts = {(v["id"], v["sample"], v["text"]) for v in votes(given)}
     assert funnel["agreeing"] == len(agree) and {int(r["response"][-1]) for r in rows} <= set(agree)
     for r in rows:
@@ -541,7 +538,7 @@ def test_the_commonest_score_is_thinned():
     """
     ranks = [[0, 1], [0, 1], [0, 1], [0, 1], [0, 1], [0, 1]]
     given = [[5, 3], [5, 3], [5, 1], [5, 4], [2, 4], [None, 3]]
-    rows, funnel = agreeing(people(*ranks), votes(*given))
+    rows, funnel = agreeing_verdicts(people(*ranks), votes(*given))
     # Eight agree: four fives, two threes, a one, a four.
     assert funnel == {"written": 12, "readable": 11, "agreeing": 8, "kept": 6}
     assert Counter(parse_score(r["verdict"]) for r in rows) == {5: 2, 3: 2, 1: 1, 4: 1}
@@ -551,12 +548,15 @@ def test_the_commonest_score_is_thinned():
 def test_one_score_only_is_kept():
     """Guards against: nothing left where every verdict that agrees gives the same score."""
     given = votes([[5, 5, 2], 4.5], [[5, None], None])  # a mean of 4 against 4.5
-    rows, funnel = agreeing(people([0, 1], [0, 1]), given)
+    rows, funnel = agreeing_verdicts(people([0, 1], [0, 1]), given)
     assert [r["verdict"] for r in rows] == ["Vote 0. Score: 5", "Vote 1. Score: 5"]
     assert funnel == {"written": 7, "readable": 5, "agreeing": 2, "kept": 2}
-    rows, funnel = agreeing(people([0, 1, 2]), votes([[5, 5], [5, None], [5, None]]))
+    rows, funnel = agreeing_verdicts(people([0, 1, 2]), votes([[5, 5], [5, None], [5, None]]))
     assert rows == [] and funnel == {"written": 6, "readable": 4, "agreeing": 0, "kept": 0}
-    assert agreeing([], []) == ([], {"written": 0, "readable": 0, "agreeing": 0, "kept": 0})
+    assert agreeing_verdicts([], []) == (
+        [],
+        {"written": 0, "readable": 0, "agreeing": 0, "kept": 0},
+    )
 
 
 # ---- accuracy on ranked answers ----
@@ -569,7 +569,8 @@ def test_rank_answers(verdicts, chat):
         {"prompt": "x", "responses": ["gamma", "alpha", "gamma"]},
         {"prompt": "y", "responses": ["beta", "alpha"]},
     ]
-    rewards, rows = rank_answers(None, chat, groups, Sampling(64), k=1, rubric=RUBRIC, key="k")
+    judging = Judging(RUBRIC, Sampling(64, n=1))
+    rewards, rows = rank_answers(Writer(None, chat), groups, judging, key="k")
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
 
 

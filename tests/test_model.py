@@ -1,4 +1,4 @@
-"""model.py: the same numbers as the transformers library, and clear errors.
+"""model.py and core/cache.py: the same numbers as the transformers library, and clear errors.
 
 With and without a cache.
 """
@@ -11,10 +11,12 @@ import torch.nn.functional as F
 from conftest import tiny_gpt
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from config import pick_device, pick_dtype
-from data import UserError
-from model import STEP, KVCache, Normalise, attend, load, save
-from sample import Sampling, generate, pack
+from core.cache import CACHE_STEP
+from core.device import pick_device, pick_dtype
+from core.draw import Sampling
+from core.errors import UserError
+from model import load, save
+from sample import Writer, generate
 
 SIZES = dict(
     vocab_size=120,
@@ -112,7 +114,8 @@ def test_same_greedy_text(pair, chat):
         max_new_tokens=24,
         pad_token_id=0,
     )
-    ((ours,),) = generate(load(folder), chat, prompt.tolist(), Sampling(24, temperature=0), key="k")
+    greedy = Sampling(24, temperature=0)
+    ((ours,),) = generate(Writer(load(folder), chat), prompt.tolist(), greedy, ["k"])
     assert ours.tokens == theirs[0, 17:].tolist()
 
 
@@ -158,7 +161,7 @@ def test_cached_equals_uncached(dtype):
     """
     model = tiny_gpt().to(dtype)
     tokens, read = ids(3, 20), torch.tensor([5, 9, 7])
-    cache = KVCache(model.config, 3, device=model.device, dtype=dtype)
+    cache = model.new_cache(3)
     model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)  # right-padded with 0
     cache.lengths += read
     for width in (1, 3, 1, 1, 2):
@@ -183,58 +186,19 @@ def test_the_future_cannot_be_seen(model):
 def test_cache_rows_are_copied_and_dropped_by_number(model):
     """Guards against: the slots of a batch mixed up when a prompt is shared or a row leaves."""
     tokens = ids(3, 8)
-    read = KVCache(model.config, 3, device=model.device, dtype=torch.float32)
-    slots = KVCache(model.config, 4, device=model.device, dtype=torch.float32)
+    read = model.new_cache(3)
+    slots = model.new_cache(4)
     model(tokens, read)
     read.lengths += 8
-    slots.put(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))
-    slots.keep(torch.tensor([0, 3]))
+    slots.copy_rows(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))
+    slots.keep_rows(torch.tensor([0, 3]))
     hidden = model(torch.tensor([[11], [12]]), slots)[:, 0]
     for row, (source, token) in enumerate(((0, 11), (2, 12))):
         alone = model(torch.cat((tokens[source], torch.tensor([token])))[None])[0, -1]
         torch.testing.assert_close(hidden[row], alone, atol=2e-5, rtol=0)
 
 
-# ---- the parts that are spelt out for speed, against what they stand for ----
-
-
-def attention(shared: int = 0, *, own: int = 21, new: int = 5, rows: int = 3):
-    """Random q (B,6,T,8), k and v (B,2,S,8), and what may be seen.
-
-    In doubles. They stand behind `shared` more that all rows have.
-    """
-    torch.manual_seed(shared + new)
-
-    def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-
-    q = draw(rows, 6, new, 8)
-    k, v = draw(rows, 2, own, 8), draw(rows, 2, own, 8)
-    first = draw(2, shared, 8), draw(2, shared, 8)
-    starts = torch.randint(0, own - new, (rows, 1, 1, 1))
-    seen = torch.arange(own) <= starts + torch.arange(new)[:, None]
-    return q, k, v, first, seen
-
-
-@pytest.mark.parametrize("new", [1, 5])
-@pytest.mark.parametrize("shared", [0, 1, 30])
-def test_attention_spelt_out(shared, new):
-    """Guards against: groups of heads mixed up.
-
-    Also against: a shared prefix weighed by a softmax of its own, a lost gradient.
-    """
-    q, k, v, first, seen = attention(shared, new=new)
-    bias = torch.zeros((), dtype=q.dtype).where(seen, -torch.inf)
-    found = attend(q, (k, v, first if shared else None), bias)
-    whole = [torch.cat((a.expand(3, -1, -1, -1), b), 2) for a, b in zip(first, (k, v))]
-    mask = torch.cat((torch.ones(3, 1, new, shared, dtype=torch.bool), seen), -1)
-    expected = F.scaled_dot_product_attention(q, *whole, attn_mask=mask, enable_gqa=True)
-    torch.testing.assert_close(found, expected)
-    leaves = [q, k, v, *(first if shared else ())]
-    gradients = torch.autograd.grad(found.square().sum(), leaves)
-    wanted = torch.autograd.grad(expected.square().sum(), leaves)
-    for a, b in zip(gradients, wanted):
-        torch.testing.assert_close(a, b)
+# ---- memory ----
 
 
 def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
@@ -248,38 +212,10 @@ def test_long_texts_are_attended_to_by_the_fused_kernel(monkeypatch, model):
         calls.append(1)
         return fused(*args, **more)
 
-    monkeypatch.setattr("model.SPELT", 39)
+    monkeypatch.setattr("model.PLAIN_ATTENTION_LIMIT", 39)
     monkeypatch.setattr(F, "scaled_dot_product_attention", noting)
     torch.testing.assert_close(model(ids(2, 40)), expected, atol=2e-5, rtol=0)
     assert len(calls) == 2
-
-
-@pytest.mark.parametrize(
-    "dtype, near", [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
-)
-def test_normalise_is_rms_norm(dtype, near):
-    """Guards against: a wrong backward pass, which training hides; squares summed in bf16."""
-
-    def draw(seed: int, *shape: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype)
-
-    def rms_norm(x, weight, epsilon):
-        return F.rms_norm(x, (48,), weight, epsilon)
-
-    x, weight, gradient = draw(0, 4, 7, 48), draw(1, 48), draw(2, 4, 7, 48)
-
-    def results(norm, kind: torch.dtype) -> list[torch.Tensor]:
-        """The output, and the gradients of x and of the weight."""
-        leaves = [t.to(kind).requires_grad_() for t in (x, weight)]
-        y = norm(*leaves, 1e-5)
-        return [y, *torch.autograd.grad(y, leaves, gradient.to(kind))]
-
-    found, expected = results(Normalise.apply, dtype), results(rms_norm, torch.float64)
-    assert found[0].dtype == dtype
-    for a, b in zip(found, expected):
-        largest = float(b.detach().abs().max())
-        torch.testing.assert_close(a.double(), b, atol=near * largest, rtol=near)
 
 
 @torch.no_grad()
@@ -288,8 +224,8 @@ def test_a_cache_is_no_longer_than_its_longest_row(model):
 
     Also against: slices that are copied at every step, memory that only grows.
     """
-    cache = KVCache(model.config, 2, device=model.device, dtype=torch.float32)
-    for length, size in ((STEP - 1, STEP), (STEP, 2 * STEP), (3 * STEP, 4 * STEP), (5, STEP)):
+    cache, step = model.new_cache(2), CACHE_STEP
+    for length, size in ((step - 1, step), (step, 2 * step), (3 * step, 4 * step), (5, step)):
         cache.lengths[:] = torch.tensor([length, 2])
         model(ids(2, 1), cache)
         assert cache.k.shape[3] == cache.v.shape[3] == size
@@ -297,42 +233,7 @@ def test_a_cache_is_no_longer_than_its_longest_row(model):
         assert cache.v.is_contiguous()
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("dtype, near", [(torch.float32, 1e-4), (torch.bfloat16, 0.3)], ids=str)
-@pytest.mark.parametrize(
-    "sizes", [{}, {"model_type": "qwen2", "tie_word_embeddings": False}], ids=str
-)
-def test_packed_weights_compute_the_same(sizes, dtype, near):
-    """Guards against: a layout of the weights that is read wrongly.
-
-    Also against: a bias or a tied head that is lost.
-    """
-    plain, packed = tiny_gpt(**sizes).to(dtype), pack(tiny_gpt(**sizes).to(dtype))
-    for width in (1, 40):
-        expected, found = (m.logits(m(ids(3, width))) for m in (plain, packed))
-        torch.testing.assert_close(found, expected, atol=near, rtol=1e-2)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("broken", ["wrong", "absent"])
-def test_what_cannot_be_packed_stays_plain(monkeypatch, broken):
-    """Guards against: a private operator of torch that changes or goes.
-
-    Every answer would go with it.
-    """
-
-    class Operators:
-        _reorder_linear_weight = staticmethod(lambda w, rows: w.detach())
-        if broken != "absent":
-            _linear_pointwise = staticmethod(
-                lambda x, w, *_: torch.zeros(*x.shape[:-1], len(w), dtype=x.dtype)
-            )
-
-    expected = tiny_gpt()(ids())
-    monkeypatch.setattr(torch.ops, "mkldnn", Operators())
-    model = pack(tiny_gpt())
-    assert all(getattr(m, "packed", None) is None for m in model.modules())
-    assert torch.equal(model(ids()), expected)
+# ---- what is refused ----
 
 
 @pytest.fixture

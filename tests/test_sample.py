@@ -1,27 +1,21 @@
-"""sample.py: what is drawn depends on the request alone.
+"""sample.py and core/draw.py: what is drawn depends on the request alone.
 
 It follows the distribution asked for, and keeps its EOS.
 """
 
 import random
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import flat_gpt, tiny_gpt
 
-from data import UserError
-from sample import (
-    Completion,
-    Sampling,
-    cost,
-    generate,
-    next_probs,
-    pick,
-    respond,
-    sampling_copy,
-    uniforms,
-)
+from core.draw import Sampling, pick, uniforms
+from core.errors import UserError
+from core.records import Work
+from sample import Completion, Writer, generate, next_probs, respond, writing_copy
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -32,6 +26,17 @@ def ragged(count: int, *, prefix: int = 0) -> list[list[int]]:
     shared = [rng.randrange(4, 260) for _ in range(prefix)]
     own = [[rng.randrange(4, 260) for _ in range(rng.randrange(1, 30))] for _ in range(count)]
     return [shared + tokens for tokens in own]
+
+
+def named(key: str, names: Sequence) -> list[str]:
+    """The keys of a call: one for each prompt."""
+    return [f"{key} {name}" for name in names]
+
+
+def write(model, chat, prompts, sampling, *, key: str = "k", **more) -> list[list[Completion]]:
+    """`generate` by a writer of its own; each prompt is named after its place."""
+    keys = named(key, range(len(prompts)))
+    return generate(Writer(model, chat), prompts, sampling, keys, **more)
 
 
 @pytest.fixture
@@ -68,7 +73,7 @@ def test_batched_equals_alone(model, chat, prefix, slots):
     slot that keeps its old row, a shared prefix read wrongly.
     """
     prompts = ragged(12, prefix=prefix)
-    found = generate(model, chat, prompts, Sampling(24, temperature=0, slots=slots), key="k")
+    found = write(model, chat, prompts, replace(GREEDY, slots=slots))
     expected = [alone(model, chat, p) for p in prompts]
     assert [c.tokens for (c,) in found] == expected
     assert len({len(t) for t in expected}) > 3, "the test wants answers of different lengths"
@@ -81,40 +86,42 @@ def test_batch_size_and_refill_change_no_draw(model, chat, slots):
     Then another --slots or a resume draws other texts.
     """
     prompts = ragged(10, prefix=8)
-    whole = generate(model, chat, prompts, DRAW, key="k", n=3)
-    narrow = Sampling(24, top_p=0.9, slots=slots)
-    assert generate(model, chat, prompts, narrow, key="k", n=3) == whole
+    whole = write(model, chat, prompts, replace(DRAW, n=3))
+    assert write(model, chat, prompts, replace(DRAW, n=3, slots=slots)) == whole
 
 
 def test_company_changes_no_draw(model, chat):
     """Guards against: a shared prefix, or its absence, that reaches into what is drawn."""
     prompts = [*ragged(4, prefix=20), [5, 6, 7]]
-    whole = generate(model, chat, prompts, DRAW, key="k", names="abcde")
-    assert generate(model, chat, prompts[:4], DRAW, key="k", names="abcd") == whole[:4]
-    for prompt, name, found in zip(prompts, "abcde", whole):
-        assert generate(model, chat, [prompt], DRAW, key="k", names=[name]) == [found]
+    writer = Writer(model, chat)
+    keys = named("k", "abcde")
+    whole = generate(writer, prompts, DRAW, keys)
+    assert generate(writer, prompts[:4], DRAW, keys[:4]) == whole[:4]
+    for prompt, key, found in zip(prompts, keys, whole):
+        assert generate(writer, [prompt], DRAW, [key]) == [found]
 
 
 def test_prompts_of_one_token_and_prompts_inside_prompts(model, chat):
     """Guards against: a prefix that swallows the whole of a prompt."""
     prompts = [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]]
-    found = generate(model, chat, prompts, GREEDY, key="k")
+    found = write(model, chat, prompts, GREEDY)
     assert [c.tokens for (c,) in found] == [alone(model, chat, p) for p in prompts]
-    assert generate(model, chat, [], GREEDY, key="k") == []
+    assert write(model, chat, [], GREEDY) == []
 
 
 def test_same_key_same_draws(model, chat):
     """Guards against: a seed that is ignored (torchtune #2335)."""
     prompts = ragged(6)
-    first = generate(model, chat, prompts, DRAW, key="0 answers 1", n=2)
-    assert generate(model, chat, prompts, DRAW, key="0 answers 1", n=2) == first
-    assert generate(model, chat, prompts, DRAW, key="1 answers 1", n=2) != first
+    sampling = replace(DRAW, n=2)
+    first = write(model, chat, prompts, sampling, key="0 answers 1")
+    assert write(model, chat, prompts, sampling, key="0 answers 1") == first
+    assert write(model, chat, prompts, sampling, key="1 answers 1") != first
 
 
 def test_limit_changes_no_draw(model, chat):
     """Guards against: numbers that depend on how many were asked for."""
-    short = generate(model, chat, ragged(6), Sampling(5, top_p=0.9), key="k")
-    long = generate(model, chat, ragged(6), Sampling(24, top_p=0.9), key="k")
+    short = write(model, chat, ragged(6), replace(DRAW, max_new_tokens=5))
+    long = write(model, chat, ragged(6), DRAW)
     assert [c.tokens for (c,) in short] == [c.tokens[:5] for (c,) in long]
 
 
@@ -126,21 +133,21 @@ def test_the_copy_that_writes_writes_the_same(chat, slots):
     against the plain model in fp32, one text at a time, without a cache.
     """
     model, prompts = tiny_gpt(), ragged(12, prefix=40)
-    copied = sampling_copy(model, torch.float32)
-    greedy = Sampling(24, temperature=0, slots=slots)
-    found = generate(copied, chat, prompts, greedy, key="k")
+    copied = writing_copy(model, chat, torch.float32)
+    greedy = replace(GREEDY, slots=slots)
+    found = generate(copied, prompts, greedy, named("k", range(12)))
     assert [c.tokens for (c,) in found] == [alone(model, chat, p) for p in prompts]
 
 
-def test_the_copy_in_bf16_places_tokens_as_the_model_does():
+def test_the_copy_in_bf16_places_tokens_as_the_model_does(chat):
     """Guards against: rotations rounded with the weights.
 
     Then the model that writes is not the one that is trained.
     """
     model = tiny_gpt()
     place = torch.tensor([[400]])
-    plain = model.rope(place, torch.float32)
-    copied = sampling_copy(model, torch.bfloat16).rope(place, torch.float32)
+    plain = model.rotations(place, torch.float32)
+    copied = writing_copy(model, chat, torch.bfloat16).model.rotations(place, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(plain, copied)) and plain[0].dtype == torch.float32
 
 
@@ -164,12 +171,13 @@ def test_tokens_read_for_a_prompt(chat):
     def text(size: int) -> list[int]:
         return [rng.randrange(30, 260) for _ in range(size)]
 
-    prompts, rubric, reading = [text(60) for _ in range(P)], text(250), Sampling(1)
+    prompts, rubric = [text(60) for _ in range(P)], text(250)
     judged = [rubric + x + text(150) for x in prompts for _ in range(N)]
-    generate(model, chat, prompts, reading, key="k", n=N)
-    generate(model, chat, judged, reading, key="k", n=3)
-    assert reading.work["read"] == P * 59 + 250 + P * N * 209 and reading.work["read"] / P <= 900
-    assert reading.work["written"] == P * N * 4 and reading.work["prompts"] == P + P * N
+    writer = Writer(model, chat)
+    generate(writer, prompts, Sampling(1, n=N), named("k", range(P)))
+    generate(writer, judged, Sampling(1, n=3), named("k", range(P * N)))
+    assert writer.work.read == P * 59 + 250 + P * N * 209 and writer.work.read / P <= 900
+    assert writer.work.written == P * N * 4 and writer.work.prompts == P + P * N
 
 
 def test_slots_stay_full(chat):
@@ -177,20 +185,31 @@ def test_slots_stay_full(chat):
 
     512 requests, 1 to 100 tokens long, 32 on average.
     """
-    chat.eos_ids, sampling = [0], Sampling(100, slots=64)
-    model = flat_gpt({0: 1, 40: 15, 41: 15})
-    found = generate(model, chat, ragged(128), sampling, key="k", n=4)
+    chat.eos_ids = [0]
+    writer = Writer(flat_gpt({0: 1, 40: 15, 41: 15}), chat)
+    found = generate(writer, ragged(128), Sampling(100, n=4, slots=64), named("k", range(128)))
     lengths = [len(c.tokens) for group in found for c in group]
-    assert min(lengths) < 3 and max(lengths) == 100 and sampling.work["written"] == sum(lengths)
-    assert sampling.work["written"] / sampling.work["rows"] >= 0.85
+    assert min(lengths) < 3 and max(lengths) == 100 and writer.work.written == sum(lengths)
+    assert writer.work.written / writer.work.steps >= 0.85
 
 
 def test_cost_in_words():
     """Guards against: figures under the wrong name."""
-    work = Counter(prompts=4, read=80, pads=20, rows=200, written=150)
-    assert cost(work) == "read 20 tokens a prompt, wrote 150, slots 75% full, 23% thrown away"
-    assert cost(Counter(prompts=4, read=80)) == "read 20 tokens a prompt, 0% thrown away"
-    assert cost(Counter()) == "read 0 tokens a prompt, 0% thrown away"
+    work = Work(prompts=4, read=80, pads=20, steps=200, written=150)
+    assert work.summary() == "read 20 tokens a prompt, wrote 150, slots 75% full, 23% thrown away"
+    assert Work(prompts=4, read=80).summary() == "read 20 tokens a prompt, 0% thrown away"
+    assert Work().summary() == "read 0 tokens a prompt, 0% thrown away"
+
+
+def test_a_new_meter_counts_from_here_on(model, chat):
+    """Guards against: the cost of a stage told with the cost of those before it."""
+    writer = Writer(model, chat)
+    generate(writer, [[7, 8, 9]], DRAW, ["k"])
+    first = writer.work
+    spent = replace(first)
+    assert writer.new_meter() == Work()
+    generate(writer, [[7, 8, 9]], DRAW, ["k"])
+    assert first == spent == writer.work and spent.read > 0
 
 
 # ---- the end of an answer ----
@@ -198,7 +217,7 @@ def test_cost_in_words():
 
 def test_eos_is_kept(chat):
     """Guards against: a stripped stop token (nanochat), so that DPO never teaches where to stop."""
-    found = generate(flat_gpt({0: 2, 1: 2, 50: 3, 51: 3}), chat, ragged(40), Sampling(200), key="k")
+    found = write(flat_gpt({0: 2, 1: 2, 50: 3, 51: 3}), chat, ragged(40), Sampling(200))
     assert {c.tokens[-1] for (c,) in found} == {0, 1}  # any of several EOS ids ends
     for (completion,) in found:
         assert completion.finished
@@ -207,9 +226,9 @@ def test_eos_is_kept(chat):
 
 def test_limit_is_not_an_end(chat):
     """Guards against: answers cut off at the limit and passed on as complete (TRL #1025)."""
-    ((endless,),) = generate(flat_gpt({50: 1}), chat, [[7]], Sampling(9), key="k")
+    ((endless,),) = write(flat_gpt({50: 1}), chat, [[7]], Sampling(9))
     assert endless == Completion([50] * 9, False)
-    groups = generate(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3), key="k")
+    groups = write(flat_gpt({0: 1, 50: 2}), chat, [[7]] * 200, Sampling(3))
     found = [c for (c,) in groups]
     assert all(c.finished == (c.tokens[-1] == 0) for c in found)
     ends = {(len(c.tokens), c.finished) for c in found}
@@ -229,7 +248,7 @@ def test_stop_rule(chat):
         return text.endswith("a\n")
 
     model = flat_gpt({a: 1, b: 1, newline: 2})
-    for (c,) in generate(model, chat, [[7]] * 50, Sampling(60), key="k", stop=stop):
+    for (c,) in write(model, chat, [[7]] * 50, Sampling(60, stop=stop)):
         text = chat.decode(c.tokens)
         assert c.finished and text.endswith("a\n") and text.count("a\n") == 1
     assert all(text.endswith("\n") for text in asked)
@@ -242,7 +261,7 @@ def test_vocabulary_wider_than_the_tokenizer(chat):
     """
     chat.eos_ids = [0]
     model = flat_gpt({300: 1}, vocab=320)
-    ((found,),) = generate(model, chat, [[7]], Sampling(4), key="k", stop=lambda text: True)
+    ((found,),) = write(model, chat, [[7]], Sampling(4, stop=lambda text: True))
     assert found == Completion([300] * 4, False)
 
 
@@ -252,30 +271,30 @@ def test_response_never_holds_the_prompt(chat):
     It lets the prompt leak into the response.
     """
     prompts = [[200 + i, 210, 220] for i in range(8)]
-    for group in generate(flat_gpt({0: 1, 60: 1, 61: 2}), chat, prompts, DRAW, key="k", n=2):
+    for group in write(flat_gpt({0: 1, 60: 1, 61: 2}), chat, prompts, replace(DRAW, n=2)):
         assert all(set(c.tokens) <= {0, 60, 61} for c in group)
 
 
 def test_first_tokens_of_n_answers_differ(chat):
     """Guards against: N copies of one answer. False alarm: 260 ** -15 = 6e-37, on one fixed key."""
     model = flat_gpt({i: 1 for i in range(260)})
-    (group,) = generate(model, chat, [[7]], Sampling(1), key="k", n=16)
+    (group,) = write(model, chat, [[7]], Sampling(1, n=16))
     assert len({c.tokens[0] for c in group}) > 8
 
 
 def test_streaming_shows_every_token(model, chat):
     """Guards against: a streamed answer that is not the answer."""
     shown = []
-    ((found,),) = generate(model, chat, [[7, 8, 9]], DRAW, key="k", on_token=shown.append)
+    ((found,),) = write(model, chat, [[7, 8, 9]], DRAW, on_token=shown.append)
     assert shown == found.tokens
 
 
 def test_prompt_longer_than_the_context(chat):
     """Guards against: silent truncation, and positions past the end of RoPE."""
     model = tiny_gpt(max_position_embeddings=32)
-    generate(model, chat, [[7] * 22], Sampling(10), key="k")
+    write(model, chat, [[7] * 22], Sampling(10))
     with pytest.raises(UserError, match="context of 32"):
-        generate(model, chat, [[7], [7] * 23], Sampling(10), key="k")
+        write(model, chat, [[7], [7] * 23], Sampling(10))
 
 
 def test_respond_carries_the_drawn_ids(model, chat):
@@ -284,8 +303,9 @@ def test_respond_carries_the_drawn_ids(model, chat):
     Also against: answers filed under another prompt.
     """
     texts = ["one", "two words", "three short words"]
-    found = respond(model, chat, texts, DRAW, key="k", n=2, label=None)
-    groups = generate(model, chat, [chat.prompt(t) for t in texts], DRAW, key="k", n=2)
+    sampling = replace(DRAW, n=2)
+    found = respond(Writer(model, chat), texts, sampling, key="k", label=None)
+    groups = write(model, chat, [chat.prompt(t) for t in texts], sampling)
     places = [(c.id, c.sample, c.prompt) for c in found]
     assert places == [(i, s, t) for i, t in enumerate(texts) for s in range(2)]
     assert [(c.tokens, c.finished) for c in found] == [tuple(c) for group in groups for c in group]
@@ -301,23 +321,24 @@ def plain_probs(model, prompt: list[int]) -> torch.Tensor:
 
 @pytest.mark.parametrize("prefix", [0, 40])
 @pytest.mark.parametrize("slots", [1, 4, 64])
-def test_next_probs_equal_a_plain_forward_pass(model, prefix, slots):
+def test_next_probs_equal_a_plain_forward_pass(model, chat, prefix, slots):
     """Guards against: a probability read at a pad or behind a wrong prefix.
 
     Also against: rows handed back sorted by length.
     """
     prompts, wanted = ragged(9, prefix=prefix), [259, 5, 7]
-    found = next_probs(model, prompts, wanted, slots=slots)
+    found = next_probs(Writer(model, chat), prompts, wanted, slots=slots)
     assert len({len(p) for p in prompts}) > 5 and found.dtype == torch.float32
     expected = torch.stack([plain_probs(model, p)[wanted] for p in prompts])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
-def test_next_probs_of_short_and_equal_prompts(model):
+def test_next_probs_of_short_and_equal_prompts(model, chat):
     """Guards against: a prefix that swallows the whole of a prompt.
 
     Also against: an index error where nothing is asked.
     """
+    writer = Writer(model, chat)
     for prompts in (
         [[9], [9, 10], [9, 10, 11], [9, 10, 11], [12]],
         [[9, 10, 11], [9, 10]],
@@ -326,9 +347,9 @@ def test_next_probs_of_short_and_equal_prompts(model):
         [[9, 10]],
     ):
         expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
-        found = next_probs(model, prompts, [3, 4], slots=2)
+        found = next_probs(writer, prompts, [3, 4], slots=2)
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert next_probs(model, [], [3, 4], slots=2).shape == (0, 2)
+    assert next_probs(writer, [], [3, 4], slots=2).shape == (0, 2)
 
 
 # ---- distributions ----
@@ -446,7 +467,7 @@ def test_generate_follows_the_distribution(chat):
     99.99 % point of chi2(3): 21.1, on one key.
     """
     weights = {40: 0.1, 41: 0.2, 42: 0.3, 43: 0.4}
-    found = generate(flat_gpt(weights), chat, [[7], [8]], Sampling(20), key="k", n=50)
+    found = write(flat_gpt(weights), chat, [[7], [8]], Sampling(20, n=50))
     counts = Counter(t for group in found for c in group for t in c.tokens)
     assert set(counts) == set(weights) and counts.total() == 2000
     assert sum((counts[t] - 2000 * w) ** 2 / (2000 * w) for t, w in weights.items()) < 21.1

@@ -1,4 +1,1 @@
-"""Where prompts, seed data and truth come from:
-
-the toy world, files of people, judge data made from rankings.
-"""
+"""Where prompts, seed data and truth come from: the toy, files of people, ranked answers."""

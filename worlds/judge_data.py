@@ -20,12 +20,10 @@ from core.records import Candidate, Example
 from core.run import Run
 from core.statistics import mean
 from dpo import Recipe, sft
-from judge import Judging, as_candidates, attach, by_prompt, parse_score, score
+from judge import Judging, as_candidates, attach, by_prompt, score
 from model import GPT
 from sample import writing_copy
 from worlds.world import World
-
-# ---- M_0 as a teacher of judges ----
 
 
 @dataclass(frozen=True)
@@ -48,9 +46,8 @@ def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) ->
     """Ready judge examples, and those made from ranked answers; at most `config.seed_limit`."""
     limit = config.seed_limit
     if not world.groups:
-        examples = world.eft[:limit]
-        run.note(f"{len(examples)} judge examples")
-        return examples
+        run.note(f"{len(world.eft)} judge examples")
+        return world.eft
     style, reason = judge_data_style(world.groups, config, teacher)
     if style == "verdict":
         groups = world.groups[:limit]
@@ -78,9 +75,10 @@ def judge_data_style(groups: Sequence[dict], config: Config, teacher: Teacher) -
         return "score", "score lines, as --judge expected reads nothing else"
     verdicts = teacher.judge(teacher.base, groups[:2], f"{config.seed} readable")
     share = mean(verdict["score"] is not None for verdict in verdicts)
-    style = "verdict" if share >= 0.5 else "score"
-    name = "M0's own verdicts" if style == "verdict" else "score lines"
-    return style, f"{name}, as {share:.0%} of {len(verdicts)} verdicts by M0 can be read"
+    reason = f"as {share:.0%} of {len(verdicts)} verdicts by M0 can be read"
+    if share >= 0.5:
+        return "verdict", f"M0's own verdicts, {reason}"
+    return "score", f"score lines, {reason}"
 
 
 def write_verdicts(run: Run, teacher: Teacher, groups: Sequence[dict], key: str) -> list[dict]:
@@ -90,9 +88,6 @@ def write_verdicts(run: Run, teacher: Teacher, groups: Sequence[dict], key: str)
         sft(model, teacher.answers, teacher.recipe, name="sft on answers")
     run.note(f"by M0 after SFT on answers, on {len(groups)} groups that people ranked")
     return teacher.judge(model, groups, key)
-
-
-# ---- ranks -> judge examples ----
 
 
 def score_lines(groups: Sequence[dict]) -> list[dict]:
@@ -107,12 +102,9 @@ def score_lines(groups: Sequence[dict]) -> list[dict]:
         for response, rank in zip(group["responses"], group["ranks"], strict=True):
             place = ranks.index(rank) / steps  # 0 best ... 1 worst
             verdict = f"Score: {round(5 - 4 * place)}"
-            examples.append(judge_example(group["prompt"], response, verdict))
+            example = {"prompt": group["prompt"], "response": response, "verdict": verdict}
+            examples.append(example)
     return examples
-
-
-def judge_example(prompt: str, response: str, verdict: str) -> dict:
-    return {"prompt": prompt, "response": response, "verdict": verdict}
 
 
 def agreeing_verdicts(
@@ -122,22 +114,20 @@ def agreeing_verdicts(
 
     Of the commonest score only as many are kept as of the second commonest.
     """
-    scored = by_prompt(attach(as_candidates(groups), verdicts))
+    answers = attach(as_candidates(groups), verdicts)
+    scored = by_prompt(answers)
     readable = [verdict for verdict in verdicts if verdict["score"] is not None]
-    by_score: dict[float | None, list[dict]] = defaultdict(list)
-    agreeing = 0
-    for verdict in readable:
-        group = groups[verdict["id"]]
-        if agrees(verdict, group["ranks"], scored[verdict["id"]]):
-            response = group["responses"][verdict["sample"]]
-            example = judge_example(group["prompt"], response, verdict["text"])
-            by_score[parse_score(verdict["text"])].append(example)
-            agreeing += 1
-    sizes = sorted(len(examples) for examples in by_score.values())
-    most = sizes[-2] if len(sizes) > 1 else agreeing
+    agreeing = [v for v in readable if agrees(v, groups[v["id"]]["ranks"], scored[v["id"]])]
+    by_score = defaultdict(list)
+    for verdict in agreeing:
+        answer = scored[verdict["id"]][verdict["sample"]]
+        example = {"prompt": answer.prompt, "response": answer.response, "verdict": verdict["text"]}
+        by_score[verdict["score"]].append(example)
+    sizes = sorted(map(len, by_score.values()))
+    most = sizes[-2] if len(sizes) > 1 else len(agreeing)
     kept = [example for examples in by_score.values() for example in examples[:most]]
-    funnel = {"written": len(verdicts), "readable": len(readable)}
-    return kept, funnel | {"agreeing": agreeing, "kept": len(kept)}
+    steps = {"written": verdicts, "readable": readable, "agreeing": agreeing, "kept": kept}
+    return kept, {step: len(left) for step, left in steps.items()}
 
 
 def agrees(verdict: dict, ranks: Sequence[float], scored: Sequence[Candidate]) -> bool:
@@ -146,14 +136,15 @@ def agrees(verdict: dict, ranks: Sequence[float], scored: Sequence[Candidate]) -
     No answer that people ranked better may have a lower mean, and none that they ranked worse a
     higher one. Where all means equal the score, the verdict says nothing and does not agree.
     """
+    rank_of_answer = ranks[verdict["sample"]]
     tells_apart = False
-    for answer, rank in zip(scored, ranks, strict=True):
-        if rank == ranks[verdict["sample"]] or answer.reward is None:
+    for other, rank in zip(scored, ranks, strict=True):
+        if rank == rank_of_answer or other.reward is None:
             continue
-        other_is_better = rank < ranks[verdict["sample"]]
-        if other_is_better and answer.reward < verdict["score"]:
+        better, worse = other.reward, verdict["score"]
+        if rank > rank_of_answer:
+            better, worse = worse, better
+        if better < worse:
             return False
-        if not other_is_better and answer.reward > verdict["score"]:
-            return False
-        tells_apart = tells_apart or answer.reward != verdict["score"]
+        tells_apart = tells_apart or better > worse
     return tells_apart

@@ -1,6 +1,6 @@
-"""worlds/open_world.py: which world a run lives in.
+"""worlds/open_world.py: which world a run lives in. The one place that knows all worlds.
 
-In: the settings.  Out: a World. This is the one place that knows all worlds.
+In: the settings.  Out: a World.
 """
 
 from core.config import Config
@@ -12,9 +12,8 @@ from worlds.world import World
 
 def open_world(config: Config, *, toy: bool) -> World:
     """The toy, or the files of people. Raises UserError where a file cannot be read."""
-    if not toy:
-        return people_world(config)
     ift = read_ift(config.ift) if config.ift else None
     eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else None
-    limit = config.seed_limit
-    return toy_world(config.seed, limit=limit, exam=config.exam, ift=ift, eft=eft)
+    if toy:
+        return toy_world(config.seed, limit=config.seed_limit, exam=config.exam, ift=ift, eft=eft)
+    return people_world(config, ift or [], eft or [])

@@ -12,34 +12,26 @@ from zlib import crc32
 
 from core.config import Config
 from core.errors import UserError
-from core.files import read_jsonl, read_lines, read_ranked, read_texts
+from core.files import is_text, read_lines, read_objects, read_ranked, read_texts
 from worlds.world import Exam, World
 
-UNKNOWN_FORMAT = (
-    "no prompt with an answer; the formats are prompt/response, instruction/input/output, "
-    "messages and conversations, and no text may be empty"
-)
 
-
-# ---- instruction data ----
 def read_ift(path: str | Path) -> list[dict]:
-    """Instruction data -> [{"prompt", "response"}]. Raises UserError.
+    """Instruction data in any mix of four formats -> [{"prompt", "response"}]. Raises UserError."""
+    examples = []
+    for place, record in read_objects(path):
+        example = first_exchange(record)
+        if example is None:
+            raise UserError(
+                f"{place}: no prompt with an answer; the formats are prompt/response, "
+                "instruction/input/output, messages and conversations, and no text may be empty."
+            )
+        examples.append(example)
+    return examples
 
-    Four formats may be mixed: prompt/response, Alpaca, messages and ShareGPT.
-    """
 
-    def find_fault(record: dict) -> str | None:
-        return None if first_exchange(record) else UNKNOWN_FORMAT
-
-    exchanges = [first_exchange(record) for record in read_jsonl(path, find_fault=find_fault)]
-    return [{"prompt": prompt, "response": response} for prompt, response in exchanges]
-
-
-def first_exchange(record: dict) -> tuple[str, str] | None:
-    """(prompt, response) of one record; None where its format is unknown or a text is empty.
-
-    Of a conversation the first exchange counts, as in the paper. A system message joins the prompt.
-    """
+def first_exchange(record: dict) -> dict | None:
+    """{"prompt", "response"} of one record; None where its format is unknown or a text is empty."""
     turns = record.get("messages") or record.get("conversations")
     if isinstance(turns, list):  # messages, or ShareGPT
         texts = texts_to_first_answer(turns)
@@ -49,81 +41,71 @@ def first_exchange(record: dict) -> tuple[str, str] | None:
             texts.insert(1, record["input"])
     else:
         texts = [record.get("prompt"), record.get("response")]
-    if len(texts) < 2 or not all(isinstance(text, str) and text.strip() for text in texts):
+    if len(texts) < 2 or not all(map(is_text, texts)):
         return None
-    return "\n\n".join(texts[:-1]), texts[-1]
+    # an input or a system message joins the prompt
+    return {"prompt": "\n\n".join(texts[:-1]), "response": texts[-1]}
 
 
 def texts_to_first_answer(turns: list) -> list:
     """What was said up to the first answer, the answer included; [] where nobody answers."""
     texts = []
     for turn in turns:
-        if not isinstance(turn, dict):
-            continue
-        texts.append(turn.get("content") or turn.get("value"))
-        speaker = turn.get("role") or turn.get("from")
-        if speaker in ("assistant", "gpt"):
-            return texts
+        if isinstance(turn, dict):
+            texts.append(turn.get("content") or turn.get("value"))
+            if (turn.get("role") or turn.get("from")) in ("assistant", "gpt"):
+                return texts
     return []
 
 
-# ---- Open Assistant trees ----
 def read_oasst(path: str | Path, *, lang: str) -> tuple[list[dict], list[dict]]:
     """Open Assistant trees -> instruction data (first turn, best reply) and ranked first replies.
 
-    Skips what is deleted, not ranked or in another language. Raises UserError where no ranked
-    replies are left. Source: the paper, section 3.1.
+    Skips what is deleted, not ranked or in another language (the paper, 3.1). Raises UserError.
     """
 
     def usable(message: dict) -> bool:
         return message.get("lang") == lang and not message.get("deleted")
 
     ift, ranked = [], []
-    for tree in read_jsonl(path, "prompt", find_fault=fault_of_tree):
+    for place, tree in read_objects(path, "prompt"):
         root = tree["prompt"]
+        replies = root.get("replies", []) if isinstance(root, dict) else None
+        if not isinstance(replies, list) or not all(map(is_message, [root, *replies])):
+            fault = "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
+            raise UserError(f"{place}: {fault}.")
         if not usable(root):
             continue
         # the ranked replies to the first turn, best first
-        replies = [m for m in root.get("replies", []) if usable(m) and m.get("rank") is not None]
+        replies = [m for m in replies if usable(m) and m.get("rank") is not None]
         replies.sort(key=lambda message: message["rank"])
         texts = [message["text"] for message in replies]
         ranks = [message["rank"] for message in replies]
-        if replies and ranks[0] == 0:
+        if ranks and ranks[0] == 0:
             ift.append({"prompt": root["text"], "response": texts[0]})
-        if len(replies) > 1:
+        if len(ranks) > 1:
             ranked.append({"prompt": root["text"], "responses": texts, "ranks": ranks})
     if not ranked:
         raise UserError(f"{path} has no ranked replies in language {lang!r}; see --lang.")
     return ift, ranked
 
 
-def fault_of_tree(tree: dict) -> str | None:
-    """What is wrong with one line of Open Assistant trees; None where nothing is."""
-    root = tree["prompt"]
-    replies = root.get("replies", []) if isinstance(root, dict) else None
-    if isinstance(replies, list) and all(is_message(message) for message in [root, *replies]):
-        return None
-    return "'prompt' must be an Open Assistant message with its 'text' and 'replies'"
-
-
-def is_message(message: object) -> bool:
+def is_message(value: object) -> bool:
     """Whether this is an Open Assistant message with a text and, if it is ranked, a number."""
-    if not isinstance(message, dict) or not isinstance(message.get("text"), str):
+    if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         return False
-    return isinstance(message.get("rank"), int | float | None)
+    return isinstance(value.get("rank"), int | float | None)
 
 
-# ---- prompts ----
 def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -> list[str]:
-    """The `count` prompts of one trip round the loop, or all prompts of the file. Raises UserError.
+    """The `count` prompts of one trip round the loop, or all. Raises UserError.
 
     One prompt a line: plain text, or a JSON object with a "prompt".
     """
     prompts = [line for _, line in read_lines(path)]
     if prompts[0].startswith("{"):
-        prompts = [record["prompt"] for record in read_texts(path, "prompt")]
-    if count is None:
-        count = len(prompts)
+        prompts = prompts_of(read_texts(path, "prompt"))
+    count = len(prompts) if count is None else count
     needed = count * trip
     if len(prompts) < needed:
         raise UserError(
@@ -133,13 +115,14 @@ def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -
     return prompts[needed - count : needed]
 
 
-# ---- the world ----
-def people_world(config: Config) -> World:
-    """What the files of the settings hold: four fifths as seed data, and the last fifth as exam.
-
-    Raises UserError where a file cannot be read, and where there is nothing to start from.
-    """
-    ift, eft, ranked = read_files(config)
+def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
+    """Four fifths of all files as seed data, and the last fifth as exam. Raises UserError."""
+    ranked = []
+    if config.oasst:
+        ift_of_trees, ranked = read_oasst(config.oasst, lang=config.lang)
+        ift = ift + ift_of_trees
+    if config.ranked:
+        ranked = read_ranked(config.ranked) + ranked
     if not (ift or ranked or config.prompts):
         sources = "--ift, --oasst, --ranked or --prompts"
         raise UserError(f"there is nothing to start from: give {sources}.")
@@ -160,19 +143,6 @@ def people_world(config: Config) -> World:
     return World(train_ift[:limit], train_eft[:limit], train_ranked, train_prompts, exam)
 
 
-def read_files(config: Config) -> tuple[list[dict], list[dict], list[dict]]:
-    """(instruction data, judge data, ranked answers) of all files. Raises UserError."""
-    ift = read_ift(config.ift) if config.ift else []
-    eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else []
-    tree_ift, tree_ranked = read_oasst(config.oasst, lang=config.lang) if config.oasst else ([], [])
-    ranked = read_ranked(config.ranked) if config.ranked else []
-    return ift + tree_ift, eft, ranked + tree_ranked
-
-
-def prompts_of(records: list[dict]) -> list[str]:
-    return [record["prompt"] for record in records]
-
-
 def split_off_exam(records: list[dict]) -> tuple[list[dict], list[dict]]:
     """(what training may see, what is held out for the exam), each in the order of `records`."""
     for_training, for_exam = [], []
@@ -182,3 +152,7 @@ def split_off_exam(records: list[dict]) -> tuple[list[dict], list[dict]]:
         else:
             for_training.append(record)
     return for_training, for_exam
+
+
+def prompts_of(records: list[dict]) -> list[str]:
+    return [record["prompt"] for record in records]

@@ -1,17 +1,13 @@
-"""worlds/world.py: what a world gives to a run. A second world with a truth fills the same two
-records.
+"""worlds/world.py: what a world gives to a run. Another world with a truth fills the same records.
 
-In: nothing.  Out: the records `World` and `Exam`. A world holds seed data to learn from, and an
-exam of prompts and ranked answers that training never sees. Where the world knows the truth, the
-truth labels the seed data and marks the exam. Between these two, nothing reads it.
+In: nothing.  Out: the records `World` and `Exam`. Where the truth is known, it labels the seed data
+and marks the exam. Between these two, nothing reads it.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-Truth = Callable[
-    [str, str], int | None
-]  # (prompt, answer) -> 0 to 5; None where the prompt is no task of this world
+Truth = Callable[[str, str], int | None]  # (prompt, answer) -> 0 to 5; None: no task of this world
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""measure/notes.py: what a stage says about its result, in one line for people.
+
+In: what the stage made.  Out: text for the terminal and for log.jsonl.
+Left out on purpose: what a stage cost (core/records.Work says it) and the figures of the exam
+(measure/table.py).
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from core.records import Candidate, Pair
+from core.statistics import mean
+from measure.exam import ending
+
+
+def prompts_note(prompts: Sequence[str], refused: Counter[str]) -> str:
+    """How many new prompts there are, and why others were refused."""
+    reasons = [f"{count} {reason}" for reason, count in refused.most_common()]
+    return f"{len(prompts)} kept, refused: {', '.join(reasons) or 'none'}"
+
+
+def answers_note(answers: Sequence[Candidate]) -> str:
+    """How many answers ended by themselves, and how long they are."""
+    finished = mean(y.finished for y in answers)
+    tokens = mean(len(y.tokens) for y in answers)
+    return f"{len(answers)}, finished {finished:.1%}, {tokens:.1f} tokens each"
+
+
+def verdicts_note(verdicts: Sequence[dict], how: str) -> str:
+    """How many verdicts can be read, and their mean score."""
+    scores = [verdict["score"] for verdict in verdicts]
+    readable = mean(score is not None for score in scores) or 0.0
+    average = "none"
+    if readable > 0:
+        average = f"{mean(scores):.2f}"
+    share = f"{readable:.1%}"
+    return f"{len(verdicts)}, {how}, readable {share}, mean score {average}"
+
+
+def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> str:
+    """What became of every prompt and answer. A group holds the answers to one prompt."""
+    answers = [y for group in groups for y in group]
+    finished = sum(y.finished for y in answers)
+    scores = Counter(y.id for y in answers if y.reward is not None)
+    # A prompt needs two scores to give a pair.
+    compared = sum(count > 1 for count in scores.values())
+    tied = compared - len(pairs)
+    too_few = len(groups) - compared
+    return (
+        f"{len(pairs)} from {len(groups)} prompts: "
+        f"{tied} tied, {too_few} with fewer than two scores; "
+        f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
+    )
+
+
+def dpo_note(log: Sequence[dict], pairs: int) -> str:
+    """How the loss fell, and what became of the log-probs of the pairs, at the end of DPO."""
+    start = log[0]["dpo_loss"]
+    end = ending(log)  # a mean over the last steps
+    return (
+        f"{len(log)} steps on {pairs} pairs, "
+        f"loss {start:.3f} > {end['dpo_loss']:.3f}, "
+        f"accuracy {end['accuracy']:.2f}, "
+        f"log-prob of chosen {end['chosen_change']:+.1f}, "
+        f"of rejected {end['rejected_change']:+.1f}"
+    )
