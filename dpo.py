@@ -1,11 +1,11 @@
 """dpo.py: everything that moves weights; the only backward() of the program.
 
 In: a model, and examples or preference pairs as token ids.  Out: the same model, changed in place,
-and a log of figures. Against the DPO of large libraries this file leaves out, on purpose:
-1. the second network: the reference is M_t itself, so two log-probs a pair, taken before step 1,
-   stand for it;
-2. the KL term, the reward model and the value function: DPO has none (Rafailov et al. 2023, eq. 7);
-3. loss zoos and trainers: `fit` is one loop, and it adds up what a step is made of.
+and a log of figures. Compared with large libraries this file leaves out, on purpose:
+1. a second network: the reference is M_t before training, so its two log-probs of each pair are
+   computed once, and the numbers are kept;
+2. a KL term, a reward model, a value function: DPO has none (Rafailov et al. 2023, eq. 7);
+3. a choice of losses and a trainer class: `fit` is one loop for SFT and for DPO.
 
 Shapes: B rows, T tokens, E examples, D hidden, V vocabulary, M response tokens of all rows
 together.
@@ -27,45 +27,24 @@ from core.batches import collate, group_alike, micro_batches, row_length
 from core.device import precision
 from core.errors import UserError
 from core.kernels import picked_logps
+from core.recipe import Recipe, plan, rate
 from core.records import Example
 from model import GPT, PLAIN_ATTENTION_LIMIT
 
 PreferencePair = tuple[Example, Example]  # (chosen, rejected), with the same prompt
-PairLoss = Callable[..., Tensor]  # as dpo_loss: four log-probs a pair, and beta -> a loss a pair
-# what one pass goes through -> the sum of its losses, and sums of figures for the log
-PassLoss = Callable[[list], tuple[Tensor, dict[str, Tensor]]]
-Optimizers = Callable[[GPT, "Recipe"], list[torch.optim.Optimizer]]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How one training stage steps."""
-
-    epochs: int = 1
-    batch_size: int = 16  # examples or pairs a step
-    lr: float = 1e-6
-    lr_end: float = 1e-7  # linear decay from lr to this
-    warmup: float = 0.1  # share of the steps in which the rate rises from 0 to lr
-    clip: float = 1.0  # largest gradient norm
-    dropout: float = 0.0
-    recompute: bool = False  # keep less in the forward pass, and compute it again in the backward
-    even: bool = False  # SFT: every example weighs the same; else every token does
-    tokens: int = 2048  # of one forward and backward pass; a step adds up as many as it needs
-    dtype: torch.dtype = torch.float32  # of the arithmetic; weights and sums stay fp32
-    seed: int = 0
 
 
 # ---- log-probabilities ----
 
 
-def token_logps(model: GPT, ids: Tensor, mask: Tensor, **layout: Tensor) -> Tensor:
-    """log p(token | what stands before it) of the masked tokens: ids, mask (B,T) -> (B,T-1).
+def token_logps(model: GPT, ids: Tensor, mask: Tensor, **view: Tensor) -> Tensor:
+    """log p(token | what stands before it) where the mask is True, else 0: (B,T) -> (B,T-1).
 
-    The one place of the shift: the hidden state at i predicts token i + 1. Elsewhere the result is
-    0. `layout` goes to the model. Only response positions meet the head.
+    The one place of the shift: the hidden state at i predicts token i + 1. Only the responses meet
+    the head. `view` tells the model where tokens stand and what they see (GPT.forward).
     """
     rows, places = mask[:, 1:].nonzero(as_tuple=True)  # (M,), (M,)
-    hidden = model(ids, **layout)[rows, places]  # (B,T,D) -> (M,D)
+    hidden = model(ids, **view)[rows, places]  # (B,T,D) -> (M,D)
     picked = picked_logps(hidden, model.head.to(hidden.dtype), ids[rows, places + 1])  # (M,)
     return picked.new_zeros(mask[:, 1:].shape).index_put((rows, places), picked)
 
@@ -73,35 +52,38 @@ def token_logps(model: GPT, ids: Tensor, mask: Tensor, **layout: Tensor) -> Tens
 def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
     """log p(response | prompt) of each example of each group: (E,).
 
-    It is the sum, not the mean, over response tokens, EOS included. A group is one row, whose
-    examples are branches behind a beginning that they share: see the picture in core/batches.py.
+    It is the sum, not the mean, over response tokens, EOS included. A group is one row. A pair is
+    such a row: x | y_w | y_l, where the prompt x is read once, and y_l must not see y_w. The
+    picture in core/batches.py shows the tensors.
     """
     ids, mask, branch, position = collate(groups, model.device)  # (B,T) each
     sizes = torch.tensor([len(group) for group in groups], device=ids.device)  # (B,)
     most = int(sizes.max())
-    layout = {}
+    # 1) a token sees the shared beginning (branch 0) and its own branch; pads come later
+    view = {}
     if most > 1:
         same_branch = branch[:, :, None] == branch[:, None, :]  # (B,T,T)
         beginning = branch[:, None, :] == 0  # (B,1,T)
-        layout = {"positions": position, "seen": (same_branch | beginning).tril()}
-    logps = token_logps(model, ids, mask, **layout)  # (B,T-1)
-    # Column j of the sums is branch j; column 0, the beginning, holds no response.
+        view = {"positions": position, "seen": (same_branch | beginning).tril()}
+    logps = token_logps(model, ids, mask, **view)  # (B,T-1)
+    # 2) add up each branch: column j is branch j, and column 0, the beginning, has no response
     sums = logps.new_zeros(len(groups), most + 1).scatter_add(1, branch[:, 1:], logps)
+    # 3) rows with fewer than `most` examples have empty columns
     is_example = torch.arange(most, device=ids.device) < sizes[:, None]  # (B,most)
     return sums[:, 1:][is_example]
 
 
 def pair_logps(model: GPT, pairs: Sequence[PreferencePair]) -> tuple[Tensor, Tensor]:
-    """log p of the chosen and of the rejected responses, (B,) each."""
+    """log p of the chosen and of the rejected responses, (B,) each. A pair is a group of two."""
     return sequence_logps(model, pairs).view(-1, 2).unbind(1)
 
 
 @torch.no_grad()
 def reference_logps(model: GPT, groups: Sequence[Sequence[Example]], recipe: Recipe) -> Tensor:
-    """log p of the examples of equally large groups under fixed weights: (groups, examples in
-    each).
+    """log p of every example, without gradients: (groups, examples in each).
 
-    Of pairs under M_t, before step 1, this is the whole reference of DPO.
+    All groups have the same number of examples. `dpo` calls this once, before training changes the
+    model. The numbers stand for a second, frozen network.
     """
     assert not model.training, "dropout in the reference would make it another model"
     logps = torch.zeros(len(groups), len(groups[0]), device=model.device)
@@ -119,10 +101,7 @@ def reference_logps(model: GPT, groups: Sequence[Sequence[Example]], recipe: Rec
 def sft_loss(
     model: GPT, groups: Sequence[Sequence[Example]], weights: Tensor | float = 1.0
 ) -> Tensor:
-    """Sum of the negative log-probs of the responses, each times its weight (E,).
-
-    Callers divide.
-    """
+    """Sum of the negative log-probs of the responses, each times its weight (E,)."""
     return -(sequence_logps(model, groups) * weights).sum()
 
 
@@ -146,23 +125,17 @@ def dpo_loss(
 
 
 class Pass(NamedTuple):
-    """A part of a step that goes through the model at once. Its loss counts `weight` times."""
+    """A part of a step: what goes through the model at once.
 
-    loss: PassLoss
-    batch: list
-    weight: float
+    `loss` gives sums over its rows, and `weight` is 1 / (all rows of the step). So the passes of a
+    step add up to a mean, however it is cut.
+    """
 
-
-def plan(count: int, recipe: Recipe) -> list[list[int]]:
-    """The rows of each step: every epoch in another order, cut into steps of nearly equal size."""
-    rng = random.Random(f"order {recipe.seed}")
-    n = math.ceil(count / recipe.batch_size)
-    steps = []
-    for _ in range(recipe.epochs):
-        order = rng.sample(range(count), count)
-        for i in range(n):
-            steps.append(order[count * i // n : count * (i + 1) // n])
-    return steps
+    loss: Callable[
+        [list], tuple[Tensor, dict[str, Tensor]]
+    ]  # rows -> sum of losses, sums of figures
+    rows: list  # numbers of examples or pairs, as `loss` takes them
+    weight: float  # of the sums in the step's loss and figures
 
 
 def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -172,13 +145,7 @@ def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
     ]
 
 
-def rate(step: int, steps: int, recipe: Recipe) -> float:
-    """The learning rate as a share of its peak: a linear rise, then a linear fall to lr_end."""
-    rise = max(1, round(recipe.warmup * steps))
-    if step < rise:
-        return (step + 1) / rise
-    end = recipe.lr_end / recipe.lr
-    return 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
+OptimizersOf = Callable[[GPT, Recipe], list[torch.optim.Optimizer]]
 
 
 def fit(
@@ -187,13 +154,12 @@ def fit(
     recipe: Recipe,
     *,
     name: str,
-    optimizers: Optimizers = adamw,
+    optimizers: OptimizersOf = adamw,
 ) -> list[dict]:
     """Trains `model` in place; returns one dict of figures a step.
 
-    The loss of a step is the weighted sum over its passes. So a step can be cut into as many passes
-    as memory asks for, and its gradient stays the same. Raises UserError where a loss or a gradient
-    is not finite.
+    `optimizers` makes them; only experiments/make_seed.py has others. Raises UserError where a loss
+    or a gradient is not finite.
     """
     torch.manual_seed(recipe.seed)  # for dropout
     model.train()
@@ -225,23 +191,24 @@ def add_up_gradients(
 ) -> dict[str, float]:
     """Forward and backward of all passes of one step, then clipping; returns the step's figures."""
     figures: dict[str, float] = defaultdict(float)
-    for loss_of, batch, weight in passes:
+    for loss_of, rows, weight in passes:
         with precision(model.device, recipe.dtype):
-            loss, sums = loss_of(batch)
-        check_finite(loss.item(), "loss", place, batch)
+            loss, sums = loss_of(rows)
+        check_finite(loss.item(), "loss", place, rows)
         (loss * weight).backward()
         figures["loss"] += loss.item() * weight
         for key, value in sums.items():
             figures[key] += float(value) * weight
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
-    check_finite(norm, "gradient", place, [i for p in passes for i in p.batch])
+    check_finite(norm, "gradient", place, [row for one in passes for row in one.rows])
     return {**figures, "grad_norm": norm}
 
 
-def check_finite(value: float, what: str, place: str, batch: list) -> None:
+def check_finite(value: float, what: str, place: str, rows: list) -> None:
+    """Raises UserError for NaN and infinity."""
     if not math.isfinite(value):
         raise UserError(
-            f"{place}: the {what} became {value}, rows {batch[:8]}; the last saved model is "
+            f"{place}: the {what} became {value}, rows {rows[:8]}; the last saved model is "
             f"untouched. Lower the learning rate or look at these rows."
         )
 
@@ -255,35 +222,40 @@ def sft(
     recipe: Recipe,
     *,
     name: str = "sft",
-    optimizers: Optimizers = adamw,
+    optimizers: OptimizersOf = adamw,
 ) -> list[dict]:
     """Supervised fine-tuning on the responses of `examples`. Changes `model`; returns the log."""
-    steps = [sft_passes(model, examples, ids, recipe) for ids in plan(len(examples), recipe)]
+    steps = [sft_passes(model, examples, rows, recipe) for rows in plan(len(examples), recipe)]
     return fit(model, steps, recipe, name=name, optimizers=optimizers)
 
 
 def sft_passes(
-    model: GPT, examples: Sequence[Example], ids: Sequence[int], recipe: Recipe
+    model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe
 ) -> list[Pass]:
-    """One supervised step over the examples `ids`, cut into passes.
+    """One supervised step over the examples with the numbers `rows`, cut into passes.
 
-    Together they weigh one mean: over examples where the recipe is `even`, else over tokens.
+    Together they make one mean, over examples or over tokens (`recipe.per_example`).
     """
-    tokens = sum(len(examples[i].response) for i in ids)
-    total = len(ids) if recipe.even else tokens
-    # Plain attention has T x T weights, so a group is no longer than it can bear.
-    most = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
-    groups = group_alike([examples[i] for i in ids], most)
 
-    def loss_of(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        rows = [groups[g] for g in batch]
-        sizes = [len(example.response) for row in rows for example in row]
-        weights = [1 / size if recipe.even else 1.0 for size in sizes]
-        return sft_loss(model, rows, torch.tensor(weights, device=model.device)), {}
+    def take(group: Sequence[int]) -> list[Example]:
+        return [examples[row] for row in group]
 
-    lengths = [row_length(group) for group in groups]
-    batches = micro_batches(range(len(groups)), lengths, recipe.tokens)
-    return [Pass(loss_of, batch, 1 / total) for batch in batches]
+    def loss_of(batch: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
+        members = [take(group) for group in batch]
+        sizes = [len(example.response) for group in members for example in group]
+        weights = [1 / size if recipe.per_example else 1.0 for size in sizes]
+        return sft_loss(model, members, torch.tensor(weights, device=model.device)), {}
+
+    total = len(rows)
+    if not recipe.per_example:
+        total = sum(len(example.response) for example in take(rows))
+    # Plain attention makes T x T weights, so a group is no longer than it bears.
+    groups = group_alike(examples, rows, min(recipe.tokens, PLAIN_ATTENTION_LIMIT))
+    lengths = [row_length(take(group)) for group in groups]
+    passes = []
+    for batch in micro_batches(range(len(groups)), lengths, recipe.tokens):
+        passes.append(Pass(loss_of, [groups[g] for g in batch], 1 / total))
+    return passes
 
 
 # ---- DPO ----
@@ -294,10 +266,11 @@ class Objective:
     """What DPO asks for, and what joins it in every step."""
 
     beta: float = 0.1  # how strongly the model holds on to the reference
-    loss: PairLoss = dpo_loss
-    nll: float = 0.0  # weight of the chosen answer's negative log-prob a token
+    nll: float = 0.0  # weight of the chosen answer's negative log-prob per token
     replay: Sequence[Example] = ()  # judge examples of the seed data
-    replay_size: int = 0  # how many of them join a step
+    replay_size: int = 0  # how many of them join each step
+    # For experiments/variants.py:
+    loss: Callable[..., Tensor] = dpo_loss  # four log-probs (B,) and beta -> a loss per pair (B,)
     reference: GPT | None = None  # None: the frozen M_t
 
 
@@ -306,22 +279,25 @@ def dpo(
 ) -> list[dict]:
     """M_t -> M_{t+1}, in place; returns the log.
 
+    Loss of a step = mean loss of its pairs + mean SFT loss of its replay, with equal weight. The
+    log has it as `loss`, and that of the pairs without NLL as `dpo_loss`.
     The NLL term is that of Iterative RPO (Pang et al. 2024, eq. 1): DPO alone may widen the margin
-    by pushing both answers down. Replay keeps the judge: without it the model forgets how to judge.
+    by pushing both answers down. Without replay the model forgets how to judge.
     """
-    start = reference_logps(model, pairs, recipe)  # (pairs, 2)
-    reference = start
+    start = reference_logps(model, pairs, recipe)  # (pairs, 2), for the log
+    reference = start  # for the loss
     if objective.reference is not None:
         reference = reference_logps(objective.reference, pairs, recipe)
 
-    def loss_of(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen, rejected = pair_logps(model, [pairs[i] for i in batch])
-        logps = (chosen, rejected, *reference[batch].unbind(1))
-        losses = objective.loss(*logps, beta=objective.beta)
-        sizes = torch.tensor([len(pairs[i][0].response) for i in batch], device=chosen.device)
-        nll = -chosen / sizes
+    def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = pair_logps(model, [pairs[row] for row in rows])  # (B,) each
+        logps = (chosen, rejected, *reference[rows].unbind(1))
+        losses = objective.loss(*logps, beta=objective.beta)  # (B,)
+        sizes = torch.tensor([len(pairs[row][0].response) for row in rows], device=chosen.device)
+        nll = -chosen / sizes  # per token
+        # For the log: the margin of DPO, whatever the loss, and both log-probs since M_t.
         margin = objective.beta * margins(*logps).detach()
-        changes = torch.stack([chosen, rejected], dim=1).detach() - start[batch]  # (B,2)
+        changes = torch.stack([chosen, rejected], dim=1).detach() - start[rows]  # (B,2)
         figures = {
             "dpo_loss": losses.detach().sum(),
             "margin": margin.sum(),
@@ -334,9 +310,9 @@ def dpo(
     lengths = [row_length(pair) for pair in pairs]
     rng = random.Random(f"replay {recipe.seed}")
     steps = []
-    for ids in plan(len(pairs), recipe):
-        batches = micro_batches(ids, lengths, recipe.tokens)
-        passes = [Pass(loss_of, batch, 1 / len(ids)) for batch in batches]
+    for rows in plan(len(pairs), recipe):
+        batches = micro_batches(rows, lengths, recipe.tokens)
+        passes = [Pass(loss_of, batch, 1 / len(rows)) for batch in batches]
         if objective.replay and objective.replay_size:
             size = min(objective.replay_size, len(objective.replay))
             drawn = rng.sample(range(len(objective.replay)), size)

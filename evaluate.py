@@ -2,6 +2,8 @@
 
 In: two models, a file of prompts, and a judge: a third model, or the truth of the toy world.
 Out: shares of wins, ties and losses, as text or JSON. It only reads; nothing here feeds training.
+Three things cannot win: the order (the judge sees both), the length (see length_controlled), and a
+missing score (it ties).
 
     python evaluate.py runs/toy/M4 runs/toy/M1 --judge runs/toy/M1 --prompts runs/toy/exam/M1.jsonl
 """
@@ -17,63 +19,119 @@ from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.records import Candidate
-from core.statistics import mean
-from judge import Judging, attach, read_rubric, score
-from measure.head_to_head import by_score, head_to_head, preferred
+from core.statistics import bootstrap_interval, mean
+from judge import Judging, alternatives, judge_answers, read_rubric, with_rewards
+from measure.table import figure_text
 from measure.truth import true_score
-from sample import load_writer, respond
+from sample import Writer, load_writer, next_probs, respond
 from worlds.people import read_prompts
 from worlds.toy import oracle
 from worlds.world import Exam
 
+COMPARE = """Two answers to one request follow. Which one serves the person who asked better? \
+Reply with one letter, A or B.
 
+Request:
+{}
+
+Answer A:
+{}
+
+Answer B:
+{}"""
+Answers = Sequence[Candidate]  # one to each prompt
+
+
+# ---- points: 1 a win, 0.5 a tie, 0 a loss ----
+def preferred(judge: Writer, ours: Answers, theirs: Answers, *, slots: int) -> list[float]:
+    """Points for each prompt: 1 where the judge prefers ours in both orders, 0.5 in one, else 0.
+
+    The more likely of the letters A and B decides. A judge that always likes the first answer ends
+    in ties, not in wins. Raises UserError where the tokenizer does not tell the letters apart.
+    """
+    start, letters = alternatives(judge.chat, ["A", "B"])
+    questions = []
+    for our, their in zip(ours, theirs, strict=True):
+        for first, second in ((our, their), (their, our)):
+            text = COMPARE.format(first.prompt, first.response, second.response)
+            questions.append(judge.chat.prompt(text) + start)
+    probs = next_probs(judge, questions, letters, slots=slots, label="comparisons")  # (2P,2)
+    likes_first = (probs[:, 0] > probs[:, 1]).view(-1, 2).tolist()  # (P,2)
+    return [(ours_first + (not theirs_first)) / 2 for ours_first, theirs_first in likes_first]
+
+
+def by_score(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:
+    """Points for each prompt from two scores; a tie where one is missing."""
+    points = []
+    for our, their in zip(ours, theirs, strict=True):
+        tie = None in (our, their) or our == their
+        points.append(0.5 if tie else float(our > their))
+    return points
+
+
+def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dict:
+    """Points -> shares with 95 % bootstrap intervals over prompts, and the part of length."""
+    one_each = [1] * len(points)
+    report = {"prompts": len(points)}
+    results = {"win": 1, "tie": 0.5, "lose": 0}
+    for name, result in results.items():
+        report[f"{name}_rate"] = mean(point == result for point in points)
+    for name, result in results.items():
+        hits = [point == result for point in points]
+        report[f"{name}_interval"] = bootstrap_interval(hits, one_each)
+    our_length = mean(len(answer.tokens) for answer in ours)
+    their_length = mean(len(answer.tokens) for answer in theirs)
+    return report | {
+        "points": mean(points),
+        "points_interval": bootstrap_interval(points, one_each),
+        "length_controlled": length_controlled(points, ours, theirs),
+        "mean_length": [our_length, their_length],
+    }
+
+
+def length_controlled(points: Sequence[float], ours: Answers, theirs: Answers) -> float | None:
+    """The mean of two means: of our points where our answer is the longer one, and where it is not.
+
+    Each counts half, however many prompts it has. None where one of the two never happens.
+    """
+    longer = []
+    not_longer = []
+    for point, our, their in zip(points, ours, theirs, strict=True):
+        kind = longer if len(our.tokens) > len(their.tokens) else not_longer
+        kind.append(point)
+    return mean([mean(longer), mean(not_longer)]) if longer and not_longer else None
+
+
+# ---- the comparison ----
 def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
-    """Both models answer the prompts of a file; then the judge compares."""
+    """Both models answer the prompts of a file; then the judge compares.
+
+    The truth of the toy world scores all answers. A model compares them in both orders, and also
+    scores each by itself.
+    """
     prompts = read_prompts(args.prompts)[: args.count]
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
-    sides = []
-    for folder in (args.ours, args.theirs):
-        writer = load_writer(folder, device)
-        sides.append(respond(writer, prompts, sampling, key=f"{args.seed}"))
+    ours = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
+    theirs = respond(load_writer(args.theirs, device), prompts, sampling, key=f"{args.seed}")
     if args.judge == "oracle":
-        return compare_by_truth(*sides)
-    return compare_by_model(args.judge, device, *sides, sampling=sampling)
+        exam = Exam(prompts=(), groups=(), truth=oracle)
+        our_scores = [true_score(exam, answer) for answer in ours]
+        their_scores = [true_score(exam, answer) for answer in theirs]
+        report = head_to_head(by_score(our_scores, their_scores), ours, theirs)
+    else:
+        judge = load_writer(args.judge, device)
+        judging = Judging(read_rubric(None, args.judge), sampling, how="expected")
+        our_scores = model_scores(judge, ours, judging)
+        their_scores = model_scores(judge, theirs, judging)
+        points = preferred(judge, ours, theirs, slots=sampling.slots)
+        report = head_to_head(points, ours, theirs)
+        report["by_score"] = head_to_head(by_score(our_scores, their_scores), ours, theirs)
+    return {"judge": args.judge, **report, "scores": [mean(our_scores), mean(their_scores)]}
 
 
-def compare_by_truth(ours: Sequence[Candidate], theirs: Sequence[Candidate]) -> dict:
-    """The truth of the toy world scores all answers. It is None for a prompt of another world."""
-    exam = Exam(prompts=(), groups=(), truth=oracle)
-    our_scores = [true_score(exam, answer) for answer in ours]
-    their_scores = [true_score(exam, answer) for answer in theirs]
-    return {
-        "judge": "oracle",
-        **head_to_head(by_score(our_scores, their_scores), ours, theirs),
-        "scores": [mean(our_scores), mean(their_scores)],
-    }
-
-
-def compare_by_model(
-    folder: str,
-    device: torch.device,
-    ours: Sequence[Candidate],
-    theirs: Sequence[Candidate],
-    *,
-    sampling: Sampling,
-) -> dict:
-    """The model of `folder` compares the answers in both orders, and also scores each by itself."""
-    judge = load_writer(folder, device)
-    judging = Judging(read_rubric(None, folder), sampling, how="expected")
-    scores = []
-    for side in (ours, theirs):
-        scored = attach(side, score(judge, side, judging, key=""))
-        scores.append([answer.reward for answer in scored])
-    points = preferred(judge, ours, theirs, slots=sampling.slots)
-    return {
-        "judge": folder,
-        **head_to_head(points, ours, theirs),
-        "by_score": head_to_head(by_score(*scores), ours, theirs),
-        "scores": [mean(side) for side in scores],
-    }
+def model_scores(judge: Writer, answers: Answers, judging: Judging) -> list[float | None]:
+    scored = with_rewards(answers, judge_answers(judge, answers, judging, key=""))
+    return [answer.reward for answer in scored]
 
 
 # ---- for people ----
@@ -83,10 +141,9 @@ def comparison_line(report: dict, heading: str) -> str:
     for name in ("win", "tie", "lose"):
         low, high = report[f"{name}_interval"]
         shares.append(f"{name} {report[f'{name}_rate']:.1%} ({low:.1%} to {high:.1%})")
-    control = report["length_controlled"]
-    controlled = "none" if control is None else f"{control:.1%}"
-    points = f"points {report['points']:.1%}, length-controlled {controlled}"
-    return f"{heading}: {', '.join(shares)} | {points}"
+    points = f"points {report['points']:.1%}"
+    controlled = figure_text(report["length_controlled"], ".1%")
+    return f"{heading}: {', '.join(shares)} | {points}, length-controlled {controlled}"
 
 
 def show_comparison(report: dict) -> None:
@@ -95,7 +152,7 @@ def show_comparison(report: dict) -> None:
     print(comparison_line(report, "by truth" if by_truth else "pairwise, both orders"))
     if "by_score" in report:
         print(comparison_line(report["by_score"], "by score"))
-    ours, theirs = ("none" if s is None else f"{s:.2f}" for s in report["scores"])
+    ours, theirs = map(figure_text, report["scores"])
     our_length, their_length = report["mean_length"]
     print(
         f"mean score {ours} against {theirs}, "

@@ -3,8 +3,9 @@ answers.
 
 In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs. A
 score is read in one of two ways. "sampled" is the paper's: the mean of K written verdicts.
-"expected" is the mean of the digits 0 to 5 under their probabilities right after "Score:". It needs
-one forward pass and no sampling, and hardly ever ties. Two rules keep the numbers honest. A verdict
+"expected" reads the probabilities of the digits 0 to 5 right after "Score:", where the judge wrote
+no justification. It needs one forward pass and no sampling, and hardly ever ties.
+Two rules keep the numbers honest. A verdict
 that cannot be read is no score: not 0, not a tie, not a rejected answer. And only text that the
 judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself. Left out on
 purpose: prompts that compare two answers, and second tries for an unreadable verdict.
@@ -22,7 +23,6 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -35,10 +35,11 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_ranked
 from core.rankings import judge_figures
-from core.records import Candidate, Example, Pair
+from core.records import Candidate, Example, Pair, rewards_by_prompt
 from core.statistics import mean
 from sample import Writer, generate, load_writer, next_probs
 
+# For real models. The toy has its own in seed/rubric.txt.
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
 - It is relevant and says something about the request.
 - It covers a large part of what was asked.
@@ -55,14 +56,15 @@ Answer:
 
 Review:"""  # noqa: E501
 SCORE = re.compile(r"score[\s*_]*[:=]", re.IGNORECASE)
-# What stands behind "Score:". A number on another scale, or in a range, is no number of ours.
+# What follows "Score:". Only a number on the scale from 0 to 5 is accepted.
 NUMBER = re.compile(
     r"""
-    [\s*_`"'(\[]*                                     # marks before it, as in **4**
-    (\d+(?:\.\d+)?)                                   # 4 or 4.5
-    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?              # /5, out of 5
-    (?!\s*(?:[/–-]|out\ of|to)\s*\d                   # not 4/10, 3-4, 4 out of 10
-      |\d|[.,]\d|\s*%)                                # not 1.2.3, 3,5, 90%
+    [\s*_`"'(\[]*                              # marks, as in **4** or (4)
+    (\d+(?:\.\d+)?)                            # 4, 4.5
+    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5, but not 4/50
+    (?!\s*(?:[/–-]|out\ of|to)\s*\d            # refused: 4/10, 4 out of 10, 3-4, 3 to 4
+      |\d|[.,]\d                               # refused: a part of a number, 1.2.3, 3,5
+      |\s*%)                                   # refused: 90%
     """,
     re.VERBOSE,
 )
@@ -127,6 +129,7 @@ def parse_score(verdict: str) -> float | None:
         parse_score("**Score:** 3.5/5")     -> 3.5
         parse_score("Score: 7")             -> None
         parse_score("Score: 8/10")          -> None
+        parse_score("Score: 3-4")           -> None
     """
     labels = list(SCORE.finditer(verdict))
     if not labels:
@@ -143,7 +146,7 @@ def ends_with_score_line(text: str) -> bool:
     return bool(lines) and parse_score(lines[-1]) is not None
 
 
-def score(
+def judge_answers(
     writer: Writer,
     candidates: Sequence[Candidate],
     judging: Judging,
@@ -153,8 +156,8 @@ def score(
 ) -> list[dict]:
     """{y} -> verdicts, as rows {"id", "sample", "vote", "text", "score"}. Score None is unreadable.
 
-    An answer that never ended is not judged. Answers to one prompt that read the same are judged
-    once: the first stands for all.
+    An answer that never ended is not judged. Of answers to one prompt that read the same, only the
+    first is judged, for all of them: see with_rewards.
     """
     first: dict[tuple[int, str], Candidate] = {}
     for y in candidates:
@@ -184,13 +187,14 @@ def verdict_row(y: Candidate, vote: int, text: str) -> dict:
 def expected_scores(
     writer: Writer, prompts: Sequence[list[int]], slots: int, label: str | None
 ) -> list[dict]:
-    """One {"score", "digits"} a judge prompt: the mean digit, and the probabilities of 0 to 5.
+    """One {"score", "digits"} per judge prompt: the mean digit, and the probabilities of 0 to 5.
 
-    The score is None where the six digits together are less likely than everything else.
+    The judge writes no justification here. "Score:" is put into its mouth, and the next token is
+    read. The score is None where the six digits together are less likely than everything else.
     """
-    start, digits = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
-    prompts = [prompt + start for prompt in prompts]
-    probs = next_probs(writer, prompts, digits, slots=slots, label=label)  # (P,6)
+    score_start, digit_ids = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
+    prompts = [prompt + score_start for prompt in prompts]
+    probs = next_probs(writer, prompts, digit_ids, slots=slots, label=label)  # (P,6)
     means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)  # (P,)
     rows = []
     for average, row in zip(means.tolist(), probs.tolist(), strict=True):
@@ -206,18 +210,21 @@ def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]
     Raises UserError where no single id does.
     """
     lines = [chat.response(text) for text in texts]
-    start = shared_prefix(lines)
-    ids = [line[start] for line in lines]
+    size = shared_prefix(lines)  # it leaves out the last token, so each line has one more
+    ids = [line[size] for line in lines]
     if len(set(ids)) < len(texts):
         raise UserError(
             f"this tokenizer does not tell {texts[0]!r} to {texts[-1]!r} apart by one token; use "
             f"--judge sampled."
         )
-    return lines[0][:start], ids
+    return lines[0][:size], ids
 
 
-def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
-    """{y} -> {r}: the candidates with their votes, and the mean of the readable votes as reward."""
+def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
+    """{y} -> {r}: the candidates with their votes, and the mean of the readable votes as reward.
+
+    A verdict counts for every answer to its prompt that has the same text.
+    """
     texts = {(y.id, y.sample): y.response for y in candidates}
     votes: dict[tuple[int, str], list[float | None]] = defaultdict(list)
     for verdict in verdicts:
@@ -233,18 +240,6 @@ def attach(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Ca
 # ---- number -> pair ----
 
 
-def by_prompt(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
-    """The answers of each prompt, together. They stand together in the list already."""
-    return [list(group) for _, group in groupby(candidates, key=lambda y: y.id)]
-
-
-def rewards_by_prompt(scored: Sequence[Candidate]) -> list[list[float | None]]:
-    rewards = []
-    for group in by_prompt(scored):
-        rewards.append([y.reward for y in group])
-    return rewards
-
-
 def choose_pair(group: Sequence[Candidate]) -> Pair | None:
     """The best against the worst answer to one prompt: the first of the highest and of the lowest
     reward.
@@ -252,7 +247,7 @@ def choose_pair(group: Sequence[Candidate]) -> Pair | None:
     None where fewer than two were scored, or all rewards are equal (the paper, section 2.4).
     """
     scored = [y for y in group if y.reward is not None]
-    if not scored:
+    if len(scored) < 2:
         return None
     chosen = max(scored, key=lambda y: y.reward)
     rejected = min(scored, key=lambda y: y.reward)
@@ -271,13 +266,13 @@ def as_candidates(groups: Sequence[dict]) -> list[Candidate]:
     return candidates
 
 
-def rank_answers(
+def judge_ranked(
     writer: Writer, groups: Sequence[dict], judging: Judging, *, key: str
 ) -> tuple[list[list[float | None]], list[dict]]:
-    """The rewards of answers that people ranked, group by group; and the verdicts."""
+    """Judges answers that people ranked: their rewards, group by group, and the verdicts."""
     answers = as_candidates(groups)
-    verdicts = score(writer, answers, judging, key=key)
-    return rewards_by_prompt(attach(answers, verdicts)), verdicts
+    verdicts = judge_answers(writer, answers, judging, key=key)
+    return rewards_by_prompt(with_rewards(answers, verdicts)), verdicts
 
 
 # ---- command line ----
@@ -286,7 +281,7 @@ def rank_answers(
 def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
     """Every verdict on one answer, and their mean."""
     answer = Candidate(0, 0, args.prompt, args.response, [], True)
-    verdicts = score(writer, [answer], judging, key=f"{args.seed}")
+    verdicts = judge_answers(writer, [answer], judging, key=f"{args.seed}")
     for verdict in verdicts:
         for key in ("id", "sample", "vote"):
             del verdict[key]
@@ -297,7 +292,7 @@ def judge_file(args: argparse.Namespace, writer: Writer, judging: Judging) -> di
     """How well the judge orders answers that people ranked (the paper, section 4.1)."""
     started = time.time()
     groups = read_ranked(args.file)
-    rewards, verdicts = rank_answers(writer, groups, judging, key=f"{args.seed}")
+    rewards, verdicts = judge_ranked(writer, groups, judging, key=f"{args.seed}")
     readable = sum(row["score"] is not None for row in verdicts)
     return {
         "groups": len(groups),

@@ -66,6 +66,7 @@ def slow_long_waves(frequencies: Tensor, scaling: dict) -> Tensor:
     """Scaling of Llama 3.1: short waves stay, long waves are slowed, and between them it blends."""
     low = scaling["low_freq_factor"]
     high = scaling["high_freq_factor"]
+    # how often a wave turns within the original context
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     keep = ((turns - low) / (high - low)).clamp(0, 1)  # 1: a short wave, 0: a long wave
     return frequencies * (keep + (1 - keep) / scaling["factor"])
@@ -83,11 +84,12 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(K) + bias) v: q (B,H,T,K) -> (B,H,T,K).
 
-    `bias` (B|1,1,T,S) is 0 where a token may look and -inf elsewhere. None is causal.
-    One formula, computed in the way that is fastest for its shape.
+    `bias` (B|1,1,T,S) is 0 where a token may look and -inf elsewhere. None means causal, which
+    happens without a cache only. One formula, in the way that is fastest for its shape.
     """
     if memory.shared_k is not None:
         return attend_shared(q, memory, bias)
+    # The plain form wins on CPUs for short texts, and on other devices for single tokens.
     limit = PLAIN_ATTENTION_LIMIT if q.device.type == "cpu" else 1
     if bias is not None and q.shape[2] <= limit:
         return attend_plain(q, memory, bias)
@@ -102,15 +104,13 @@ def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
 
 
 def attend_plain(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
-    """Attention spelt out.
-
-    Two to three times as fast as the fused kernel of CPUs on short texts.
-    """
+    """The formula spelt out. The H/G query heads of a group share its keys and values."""
     B, H, T, K = q.shape
     G, S = memory.k.shape[1:3]
-    scores = fold_heads(q, G) @ memory.k.mT  # (B,G,H/G*T,S)
-    scores = scores.view(B, H, T, S).add_(bias).view(B, G, -1, S)
-    return (scores.softmax(-1) @ memory.v).view(B, H, T, K)
+    q = fold_heads(q * K**-0.5, G)  # (B,H,T,K) -> (B,G,H/G*T,K)
+    scores = (q @ memory.k.mT).view(B, H, T, S).add_(bias)
+    weights = scores.view(B, G, -1, S).softmax(-1)  # (B,G,H/G*T,S)
+    return (weights @ memory.v).view(B, H, T, K)
 
 
 class Layout(NamedTuple):
@@ -201,16 +201,15 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.dropout = 0.0  # on the residual branches, in training; dpo.fit sets it
-        self.recompute = (
-            False  # in training: keep the input of a block only, compute the rest again
-        )
+        # In training: keep the input of each block only, and compute the rest again.
+        self.recompute = False
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Not a buffer: a copy in bf16 would round it, and misplace late tokens.
+        # Not a buffer, which a copy in bf16 would round: late tokens would stand elsewhere.
         self.frequencies = rope_frequencies(config)  # (K/2,)
 
     @property
@@ -233,11 +232,11 @@ class GPT(nn.Module):
     ) -> Tensor:
         """ids (B,T) -> hidden states (B,T,D).
 
-        Without a cache a pass is plain causal attention over T. Rows are right-padded, so no token
-        sees a pad. Where a row is not one text, `positions` (B,T) says where its tokens stand, and
-        `seen` (B,T,T) what each token may look at. With a cache row b goes on at `cache.start +
-        cache.lengths[b]`. The caller moves `lengths` on afterwards, because only the caller knows
-        which of the T tokens were real.
+        - Without a cache: causal attention over T. Rows are right-padded, so no token sees a pad.
+        - With `positions` (B,T) and `seen` (B,T,T): a row is not one text. They say where its
+          tokens stand, and what each token may look at.
+        - With a cache: row b continues behind its own tokens. The caller moves `cache.lengths`
+          on afterwards, because only the caller knows which of the T tokens were real.
         """
         x = self.embed_tokens(ids)  # (B,T,D)
         if torch.is_autocast_enabled(x.device.type):
@@ -254,14 +253,18 @@ class GPT(nn.Module):
     def lay_out(
         self, x: Tensor, cache: KVCache | None, positions: Tensor | None, seen: Tensor | None
     ) -> Layout:
-        """The Layout of x (B,T,D); see forward."""
+        """The Layout of x (B,T,D); see forward.
+
+        A place is a token's column in its row of the cache. Its position, which RoPE needs, also
+        counts the beginning that all rows share.
+        """
         places = torch.arange(x.shape[1], device=x.device)[None]  # (1,T)
         if cache is not None:
             cache.fit(x.shape[1])
             places = cache.lengths[:, None] + places  # (B,T)
             seen = torch.arange(cache.k.shape[3], device=x.device) <= places[..., None]  # (B,T,S)
         elif seen is None and x.device.type == "cpu":
-            seen = places <= places[..., None]  # (1,T,T)
+            seen = places <= places[..., None]  # (1,T,T): with a bias, CPUs take attend_plain
         bias = None
         if seen is not None:
             bias = x.new_zeros(()).where(seen, -math.inf)[:, None]  # (B|1,1,T,S)
@@ -271,15 +274,15 @@ class GPT(nn.Module):
         return Layout(cos, sin, bias, places, cache)
 
     def rotations(self, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """cos and sin of every position (B,T): (B,T,1,K) each."""
-        angles = positions[..., None, None] * self.frequencies.to(positions.device)  # (B,T,1,K/2)
-        angles = angles.repeat(1, 1, 1, 2)
+        """cos and sin of every position (B|1,T): (B|1,T,1,K) each."""
+        angles = positions[..., None, None] * self.frequencies.to(positions.device)
+        angles = angles.repeat(1, 1, 1, 2)  # (B|1,T,1,K/2) -> (B|1,T,1,K)
         return angles.cos().to(dtype), angles.sin().to(dtype)
 
     @property
     def head(self) -> Tensor:
-        """(V,D): the weight that turns hidden states into logits."""
-        return (self.lm_head or self.embed_tokens).weight
+        """(V,D): the weight that turns hidden states into logits, for training."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V), of the positions that the caller picked."""
@@ -303,7 +306,7 @@ def load(
     weights = read_weights(folder, shapes)
     weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)
-    model.frequencies = rope_frequencies(config).to(device)
+    model.frequencies = rope_frequencies(config).to(device)  # those made above were shapes only
     return model.eval()
 
 

@@ -19,12 +19,12 @@ from core.errors import UserError
 from core.likeness import KnownPrompts, PromptText
 from sample import Writer, generate
 
-SHOTS = 8  # tasks that the model sees before it writes one
+SHOTS = 8  # tasks that the model sees before it writes one (Self-Instruct)
 OWN_SHOTS = 2  # of them written by the model itself, once it has written some
-MAX_CALLS = 12  # a model that writes nothing usable must not hold the run
-SURPLUS = 1.25  # prompts written for each one wanted
-MIN_WORDS = 3
+MIN_WORDS = 3  # of a prompt (Self-Instruct)
 MAX_WORDS = 150
+SURPLUS = 1.25  # prompts written for each one wanted, as some are refused
+MAX_CALLS = 12  # a model that writes nothing usable must not hold the run
 # A text model cannot do tasks with one of these words.
 UNANSWERABLE = re.compile("image|picture|photo|graph|plot|draw|file|map|video|audio|music|diagram")
 
@@ -39,7 +39,7 @@ def refusal(text: PromptText, finished: bool, known: KnownPrompts) -> str | None
         return "duplicate"
     if any(UNANSWERABLE.fullmatch(word.strip(".,:;!?")) for word in text.words):
         return "keyword"
-    if known.limit < 1 and known.like(text):
+    if known.limit < 1 and known.like(text):  # at limit 1 only copies are refused, see above
         return "similar"
     return None
 
@@ -55,8 +55,8 @@ def few_shot(
     return chat.raw("".join(lines) + "Task:")
 
 
-def has_text(text: str) -> bool:
-    """The stop rule: a prompt ends with its line, but not with an empty line."""
+def stop_after_first_line(text: str) -> bool:
+    """The stop rule, asked after each line break: a line with some text ends a prompt."""
     return bool(text.strip())
 
 
@@ -74,16 +74,19 @@ def new_prompts(
     key: str,
     known: KnownPrompts,
 ) -> tuple[list[str], Counter[str]]:
-    """`count` prompts of the model itself, and why others were refused.
+    """At most `count` prompts of the model itself, and why others were refused.
 
     Each prompt is written after eight tasks of its own draw. `known` holds what a prompt must not
-    be like, and grows. Raises UserError where nothing usable comes out.
+    be like, and grows. Good prompts beyond `count` are dropped. Raises UserError where nothing
+    usable comes out.
     """
     rng = random.Random(key)
     written: list[str] = []
     refused: Counter[str] = Counter()
-    sampling = replace(sampling, stop=has_text)
+    sampling = replace(sampling, stop=stop_after_first_line)
     for call in range(MAX_CALLS):
+        if len(written) == count:
+            break
         # The first call writes a quarter, so that later prompts see two of the model's own.
         wanted = count - len(written) if call else math.ceil(count / 4)
         attempts = math.ceil(wanted * SURPLUS)

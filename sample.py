@@ -36,11 +36,8 @@ from core.kernels import pack
 from core.records import Candidate, Work
 from model import GPT, load
 
-READ_AT_ONCE = 4096  # prompt tokens of one pass, at most
-PARTS = 8  # slots are refilled, and given back, an eighth at a time
-
-
-# ---- who writes, and how ----
+READ_AT_ONCE = 4096  # most prompt tokens of one pass
+PARTS = 8  # slots are refilled, and given up at the end, an eighth at a time
 
 
 @dataclass
@@ -51,10 +48,11 @@ class Writer:
     chat: Chat
     work: Work = field(default_factory=Work)
 
-    def new_meter(self) -> Work:
-        """A meter that starts at zero and counts from here on."""
+    def read_meter(self) -> str:
+        """What was computed since the last reading, in words."""
+        text = self.work.summary()
         self.work = Work()
-        return self.work
+        return text
 
 
 def load_writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> Writer:
@@ -79,10 +77,10 @@ class Completion(NamedTuple):
 def read_prompts_into_cache(
     writer: Writer, prompts: Sequence[Sequence[int]], shared: KVCache | None
 ) -> tuple[KVCache, Tensor | None]:
-    """Reads prompts behind the beginning that they share.
+    """Runs the tokens that stand behind the shared beginning through the model.
 
-    Returns a cache with a row a prompt, and the hidden states (B,T,D), right-padded. They are None
-    where the shared beginning is all there is.
+    Returns a cache with one row per prompt (B), and the hidden states (B,T,D), right-padded; None
+    where no token is left to read.
     """
     model = writer.model
     cache = model.new_cache(len(prompts), shared)
@@ -102,15 +100,17 @@ def read_prompts_into_cache(
 def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> KVCache | None:
     """What all prompts begin with, read once: a cache of one row. None where that is too short.
 
-    A beginning of less than half of the tokens is not worth matrix products of its own at each
-    step.
+    Every decode step pays for a shared beginning with products of its own. It is worth them where
+    it is at least half of all tokens.
     """
     writer.work.prompts += len(prompts)
     size = shared_prefix(prompts)
-    if 2 * len(prompts) * size < sum(len(prompt) for prompt in prompts):
+    tokens = sum(len(prompt) for prompt in prompts)
+    if size * len(prompts) < tokens / 2:
         return None
     cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
-    cache.k = cache.k[:, :, :, :size].contiguous()  # it will not grow
+    # attend_shared has no mask here, so the empty places behind the tokens must go.
+    cache.k = cache.k[:, :, :, :size].contiguous()
     cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
 
@@ -124,7 +124,10 @@ class Request(NamedTuple):
 
 
 class Slots:
-    """The texts that are being written. Each slot is a row of the cache and serves one request."""
+    """The texts that are being written. Each slot is a row of the cache and serves one request.
+
+    A free slot is computed along with the others, and what it writes is ignored.
+    """
 
     def __init__(self, writer: Writer, count: int, sampling: Sampling, shared: KVCache | None):
         device = writer.model.device
@@ -132,13 +135,14 @@ class Slots:
         self.sampling = sampling
         self.cache = writer.model.new_cache(count, shared)
         self.requests: list[Request | None] = [None] * count  # None: the slot is free
-        self.live = torch.zeros(count, dtype=torch.bool, device=device)  # (B,) the slot is in use
+        # (B,) the same as a tensor, so that a step need not look at the list
+        self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.inputs = torch.zeros(count, dtype=torch.long, device=device)  # (B,) the next input
         self.sizes = torch.zeros(count, dtype=torch.long, device=device)  # (B,) tokens written
-        self.numbers = torch.zeros(count, sampling.max_new_tokens, device=device)  # (B,M)
-        self.texts = self.numbers.long()  # (B,M) what was written
-        self.ends = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
-        self.ends[writer.chat.eos_ids] = True  # (V,)
+        self.uniforms = torch.zeros(count, sampling.max_new_tokens, device=device)  # (B,M)
+        self.texts = self.uniforms.long()  # (B,M) what was written
+        self.is_eos = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
+        self.is_eos[writer.chat.eos_ids] = True  # (V,)
 
     def admit(
         self, group: Sequence[int], prompts: Sequence[Sequence[int]], keys: Sequence[str]
@@ -146,7 +150,7 @@ class Slots:
         """Reads a group of prompts, and gives n free slots to each."""
         n = self.sampling.n
         requests = [Request(p, sample) for p in group for sample in range(n)]
-        names = [f"{keys[p]} {sample}" for p, sample in requests]
+        text_keys = [f"{keys[p]} {sample}" for p, sample in requests]
         # 1) read the prompts without their last tokens, which the first decode step reads
         beginnings = [prompts[p][:-1] for p in group]
         cache, _ = read_prompts_into_cache(self.writer, beginnings, self.cache.shared)
@@ -159,20 +163,21 @@ class Slots:
         # 3) set the slots up
         last_tokens = [prompts[p][-1] for p, _ in requests]
         self.inputs[slots] = torch.tensor(last_tokens, device=slots.device)
-        self.numbers[slots] = uniforms(names, self.numbers.shape[1]).to(slots.device)
+        self.uniforms[slots] = uniforms(text_keys, self.uniforms.shape[1]).to(slots.device)
         self.sizes[slots] = 0
         self.live[slots] = True
         for slot, request in zip(free, requests, strict=True):
             self.requests[slot] = request
 
     def step(self) -> Tensor:
-        """Writes one token in every slot: (B,). What free slots write is ignored."""
+        """Writes one token in every slot: (B,)."""
         self.writer.work.steps += len(self.requests)
         self.writer.work.written += int(self.live.sum())
         model = self.writer.model
         hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
-        places = self.sizes.clamp(max=self.numbers.shape[1] - 1)[:, None]  # (B,1)
-        u = self.numbers.gather(1, places)[:, 0]
+        # A free slot may be full. It writes over its last token, which nobody reads.
+        places = self.sizes.clamp(max=self.uniforms.shape[1] - 1)[:, None]  # (B,1)
+        u = self.uniforms.gather(1, places)[:, 0]
         tokens = pick(model.logits(hidden), u, self.sampling)
         self.texts.scatter_(1, places, tokens[:, None])
         self.cache.lengths += self.live
@@ -188,10 +193,11 @@ class Slots:
 
         The stop rule is asked only after a token that holds a line break.
         """
-        ended = self.ends[tokens]
+        ended = self.is_eos[tokens]
         if self.sampling.stop is None:
             return ended
-        breaks = self.writer.chat.newline.to(tokens.device)  # padded embeddings have ids beyond it
+        # A model may have more ids than its tokenizer. They count as the tokenizer's last one.
+        breaks = self.writer.chat.newline.to(tokens.device)
         line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
         for slot in line_ends.nonzero()[:, 0].tolist():
             ended[slot] |= self.sampling.stop(self.writer.chat.decode(self.text(slot)))
@@ -199,7 +205,7 @@ class Slots:
 
     def release(self, ended: Tensor) -> list[tuple[Request, Completion]]:
         """Frees the slots that ended or reached the limit, and returns what they wrote."""
-        done = self.live & (ended | (self.sizes == self.numbers.shape[1]))
+        done = self.live & (ended | (self.sizes == self.uniforms.shape[1]))
         results = []
         for slot in done.nonzero()[:, 0].tolist():
             completion = Completion(self.text(slot), bool(ended[slot]))
@@ -217,7 +223,7 @@ class Slots:
         self.live = self.live[live]
         self.inputs = self.inputs[live]
         self.sizes = self.sizes[live]
-        self.numbers = self.numbers[live]
+        self.uniforms = self.uniforms[live]
         self.texts = self.texts[live]
 
 
@@ -241,14 +247,14 @@ def generate(
         return []
     check_room(writer.model, prompts, sampling)
     n = sampling.n
-    # No more slots than texts, and at least one prompt must fit.
-    count = min(max(sampling.slots, n), n * len(prompts))
-    # Prompts wait in groups that are read in one pass; the last group, the longest, comes first.
+    # No more slots than texts, and at least enough for one prompt.
+    slot_count = min(max(sampling.slots, n), n * len(prompts))
+    # Prompts are read in groups of like length, the longest first. A group fills an eighth of the
+    # slots at most, so a refill need not wait for many free slots.
     lengths = [len(prompt) for prompt in prompts]
-    most = max(1, count // (PARTS * n))
-    waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, most)
-    slots = Slots(writer, count, sampling, read_shared_beginning(writer, prompts))
-    # Texts end in any order, so each has its place.
+    group_size = max(1, slot_count // (PARTS * n))
+    waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, group_size)
+    slots = Slots(writer, slot_count, sampling, read_shared_beginning(writer, prompts))
     completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
     bar = progress_bar(label, total=n * len(prompts), unit="text")
     while waiting or slots.live.any():
@@ -282,7 +288,7 @@ def check_room(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling)
 
 
 def progress_bar(label: str | None, *items, **options) -> tqdm:
-    """A bar, hidden where it has no label or nobody looks at a terminal."""
+    """A bar, hidden where it has no label; with disable=None also where there is no terminal."""
     return tqdm(*items, desc=label, leave=False, disable=None if label else True, **options)
 
 
@@ -307,7 +313,7 @@ def next_probs(
     batches = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, slots)
     for batch in progress_bar(label, batches):
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
-        # the last token of each prompt predicts the next
+        # Each prompt has a last token of its own, so there are states.
         last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
         every = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = every[:, list(wanted)].cpu()

@@ -1,18 +1,20 @@
 """core/batches.py: examples -> rows of one tensor.
 
 In: token ids of different lengths.  Out: padded tensors, and lists of what goes through the model
-together. Prompts that begin alike are read once. A *group* of examples is one row, which branches
-where their prompts part:
+together. What several examples begin with is read once: a *group* of examples is one row, which
+branches where they part. A preference pair is a group of two, with one prompt and two responses:
 
-    two examples    x1 x2 x3 | a1 a2 EOS        and        x1 x2 z3 | b1 EOS
+    chosen      x1 x2 x3 a1 a2 EOS
+    rejected    x1 x2 x3 b1 EOS
 
-    ids             x1 x2   x3 a1 a2 EOS   z3 b1 EOS
-    mask             .  .    .  #  #  #     .  #  #         the tokens of the responses
-    branch           0  0    1  1  1  1     2  2  2         0 is the beginning that all share
-    position         0  1    2  3  4  5     2  3  4         each branch counts on from the beginning
+    ids         x1 x2   x3 a1 a2 EOS   x3 b1 EOS
+    mask         .  .    .  #  #  #     .  #  #      the tokens of the responses
+    branch       0  0    1  1  1  1     2  2  2      0 is the beginning that all share
+    position     0  1    2  3  4  5     2  3  4      each branch counts on from the beginning
 
-A token sees the beginning and its own branch (dpo.sequence_logps). A group of one example is an
-ordinary row.
+A token sees the beginning and its own branch (dpo.sequence_logps). The last token of a prompt stays
+in each branch: the first token of the response is predicted there, and it differs. A group of one
+example is an ordinary row.
 
 Shapes: B rows, T tokens (right-padded).
 """
@@ -26,7 +28,7 @@ from core.records import Example
 
 
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> int:
-    """How many leading tokens all prompts share. The last token of each prompt is left out."""
+    """How many leading tokens all prompts share, but for the last token of each prompt."""
     # What the first and the last prompt in lexicographic order share, all share.
     first = min(prompts)
     last = max(prompts)
@@ -44,7 +46,7 @@ def row_length(group: Sequence[Example]) -> int:
 
 
 def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None]) -> list[Example]:
-    """The examples that fit into `limit` tokens. The others are counted aloud, never cut."""
+    """The examples that fit into `limit` tokens. How many do not is printed; none is cut."""
     fitting = [example for example in examples if row_length([example]) <= limit]
     dropped = len(examples) - len(fitting)
     if dropped:
@@ -55,18 +57,18 @@ def drop_long(examples: Sequence[Example], limit: int, say: Callable[[str], None
     return fitting
 
 
-def group_alike(examples: Sequence[Example], tokens: int) -> list[list[Example]]:
-    """Groups of up to four examples that begin alike, such as verdicts under one rubric.
+def group_alike(examples: Sequence[Example], rows: Sequence[int], tokens: int) -> list[list[int]]:
+    """Groups of up to four examples that begin alike, such as verdicts on the same rubric.
 
-    The shared beginning is at least a third of a member's length on average, and no group of
-    several examples is longer than `tokens`.
+    `rows` are the numbers of the examples to group. The shared beginning is at least a third of a
+    member's length on average, and no group of several examples is longer than `tokens`.
     """
-    groups: list[list[Example]] = []
-    for example in sorted(examples, key=lambda example: example.prompt):
-        if groups and worth_joining([*groups[-1], example], tokens):
-            groups[-1].append(example)
+    groups: list[list[int]] = []
+    for row in sorted(rows, key=lambda row: examples[row].prompt):
+        if groups and worth_joining([examples[i] for i in (*groups[-1], row)], tokens):
+            groups[-1].append(row)
         else:
-            groups.append([example])
+            groups.append([row])
     return groups
 
 

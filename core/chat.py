@@ -1,9 +1,8 @@
 """core/chat.py: the one owner of the prompt format.
 
 In: the tokenizer and chat template of a checkpoint.  Out: token ids for prompts and answers, and
-texts again. What sampling asks with is what training trains with, because both ask this class. Left
-out on purpose: other tokenizer libraries; tokenizer.json is the only format.
-
+texts again. What sampling asks with is what training trains with, because both ask this class.
+Left out on purpose: other tokenizer libraries; tokenizer.json is the only format.
 Shapes: V vocabulary.
 """
 
@@ -46,38 +45,25 @@ class Chat:
             )
         self.tokenizer = read_tokenizer(folder)
         settings = read_json(folder / "tokenizer_config.json")
-        special = special_tokens(settings)
+        special = {}  # bos_token, eos_token and the like; some checkpoints write them as objects
+        for name, token in settings.items():
+            if name.endswith("_token") and token:
+                special[name] = token["content"] if isinstance(token, dict) else token
         template = read_template(folder, settings)
         self.has_template = template is not None
         self.template = compile_template(template or PLAIN_TEMPLATE, special, folder)
-        self.eos_ids, self.eos = self.find_ends(special.get("eos_token", ""), folder)
-
-    def find_ends(self, eos_token: str, folder: Path) -> tuple[list[int], int]:
-        """Every id that ends an answer, and the one that training writes.
-
-        Training writes the tokenizer's own EOS where it has one, else the first id of the two
-        config files.
-        """
-        config = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
-        listed = config.get("eos_token_id")
-        if listed is None:
-            listed = []
-        elif not isinstance(listed, list):
-            listed = [listed]
-        eos = self.tokenizer.token_to_id(eos_token)
-        if eos is None and not listed:
+        # the tokenizer's own EOS comes first, where it has one
+        eos = self.tokenizer.token_to_id(special.get("eos_token", ""))
+        ends = read_ends(folder) if eos is None else [eos, *read_ends(folder)]
+        if not ends:
             raise UserError(
                 f"{folder} names no EOS token (tokenizer_config.json or generation_config.json)."
             )
-        if eos is None:
-            eos = listed[0]
-        return sorted({eos, *listed}), eos
+        self.eos = ends[0]  # training writes this one
+        self.eos_ids = sorted(set(ends))  # each of these ends an answer
 
     def render(self, messages: Sequence[dict]) -> list[int]:
-        """Messages -> ids, up to where the assistant speaks.
-
-        Only the template writes special tokens.
-        """
+        """Messages -> ids, up to where the assistant speaks. The template writes special tokens."""
         try:
             text = self.template.render(messages=messages, add_generation_prompt=True)
         except TemplateError as error:
@@ -94,8 +80,7 @@ class Chat:
 
     def response(self, text: str) -> list[int]:
         """The ids of an answer that somebody else wrote, without EOS."""
-        if not self.has_template:
-            text = " " + text
+        text = text if self.has_template else " " + text
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
     def example(self, prompt: str, response: str) -> Example:
@@ -107,16 +92,10 @@ class Chat:
 
     @cached_property
     def newline(self) -> Tensor:
-        """(V,) bool:
-
-        the ids whose text holds a line break. Sampling asks its stop rule after these only.
-        """
+        """(V,) bool: the ids with a line break. Sampling asks its stop rule after these only."""
         ids = range(self.tokenizer.get_vocab_size())
         texts = self.tokenizer.decode_batch([[i] for i in ids])
         return torch.tensor(["\n" in text for text in texts])
-
-
-# ---- the files of a checkpoint ----
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -129,52 +108,44 @@ def read_tokenizer(folder: Path) -> Tokenizer:
         raise UserError(f"{path} is not a readable tokenizer ({error}).") from None
 
 
-def special_tokens(settings: dict) -> dict[str, str]:
-    """bos_token, eos_token and the like, as texts. Some checkpoints write each as an object."""
-    special = {}
-    for name, token in settings.items():
-        if name.endswith("_token") and token:
-            special[name] = token["content"] if isinstance(token, dict) else token
-    return special
-
-
 def read_template(folder: Path, settings: dict) -> str | None:
     """chat_template.jinja where there is one, else the template in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.exists():
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
-    if not isinstance(template, list):
-        return template
-    for entry in template:  # some checkpoints name several templates
-        if entry["name"] == "default":
-            return entry["template"]
-    return None
+    if isinstance(template, list):  # some checkpoints name several templates
+        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+    return template
+
+
+def read_ends(folder: Path) -> list[int]:
+    """The ids that end an answer, as the two config files list them."""
+    config = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
+    ends = config.get("eos_token_id")
+    if isinstance(ends, list):
+        return ends
+    return [] if ends is None else [ends]
 
 
 def compile_template(text: str, special: dict[str, str], folder: Path) -> Template:
-    """A jinja template in a sandbox, with the helpers that the transformers library gives to
-    templates.
-    """
+    """A jinja template in a sandbox, with the helpers that the transformers library gives to it."""
 
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    def strftime_now(form: str) -> str:
-        return datetime.now().strftime(form)
-
     def tojson(value: object, ensure_ascii: bool = False, **options) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    environment = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = strftime_now
-    environment.filters["tojson"] = tojson
+    sandbox.globals["raise_exception"] = refuse
+    sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    sandbox.filters["tojson"] = tojson
     text = GENERATION_START.sub(r"\1if true", text)
     text = GENERATION_END.sub(r"\1endif", text)
     try:
-        return environment.from_string(text, globals=special | {"tools": None, "documents": None})
+        return sandbox.from_string(text, globals=special | {"tools": None, "documents": None})
     except TemplateError as error:
         raise UserError(f"the chat template of {folder} cannot be read ({error}).") from None

@@ -1,8 +1,9 @@
 """core/draw.py: one token: logits and a random number -> an id.
 
 In: logits of many rows, and for each row a number in [0, 1).  Out: one id a row.
-The numbers come from names, not from a generator with a state. So a text is drawn with the same
-numbers whatever is written beside it, and in whatever order.
+The numbers come from keys, not from a generator with a state. So a text is drawn with the same
+numbers whatever is written beside it, and in whatever order. The key of the third answer (sample 2)
+to prompt 17 in iteration 1 of a run with seed 0 is "0 answers 1 17 2".
 Left out on purpose: penalties, and samplers beyond temperature, top-k and nucleus.
 
 Shapes: B rows, V vocabulary, C candidates for a token.
@@ -33,14 +34,14 @@ class Sampling:
     stop: Callable[[str], bool] | None = None  # ends a text; it is asked whenever a line ends
 
 
-def uniforms(names: Sequence[str], count: int) -> Tensor:
-    """(len(names), count) numbers in [0, 1). A name always gives the same numbers.
+def uniforms(keys: Sequence[str], count: int) -> Tensor:
+    """(len(keys), count) numbers in [0, 1). A key always gives the same numbers.
 
-    A hash of the name seeds a splitmix64 sequence (Steele et al. 2014), and number i is its i-th.
+    A hash of the key seeds a splitmix64 sequence (Steele et al. 2014), and number i is its i-th.
     So number i does not depend on `count`, and no generator has a state that a batch could share.
     """
-    # 1) hash the names
-    digests = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names]
+    # 1) hash the keys
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
     seeds = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
     # 2) mix seed + i x the golden ratio, as splitmix64 does
     steps = np.arange(1, count + 1, dtype=np.uint64)

@@ -184,12 +184,12 @@ def try_to_pack(layer: Linear) -> None:
 
 
 def fold_heads(q: Tensor, groups: int) -> Tensor:
-    """Scaled queries (B,H,T,K) -> (B,G,H/G*T,K).
+    """Queries (B,H,T,K) -> (B,G,H/G*T,K).
 
     The H/G heads of a group join the query length, so keys and values are never repeated.
     """
     B, _, _, K = q.shape
-    return (q * K**-0.5).reshape(B, groups, -1, K)
+    return q.reshape(B, groups, -1, K)
 
 
 def attend_shared(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
@@ -200,7 +200,7 @@ def attend_shared(q: Tensor, memory: Memory, bias: Tensor) -> Tensor:
     B, H, T, K = q.shape
     G, S = memory.k.shape[1:3]
     R = memory.shared_k.shape[1]
-    q = fold_heads(q, G)
+    q = fold_heads(q * K**-0.5, G)
     # 1) scores of each row's own tokens
     scores = q @ memory.k.mT
     scores = scores.view(B, H, T, S).add_(bias)

@@ -4,7 +4,9 @@ In: token ids and texts.  Out: records that nobody changes afterwards. An answer
 that the model drew. It is never decoded and tokenised again on its way to DPO.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 
@@ -53,6 +55,18 @@ class Pair:
             "chosen_sample": self.chosen.sample,
             "rejected_sample": self.rejected.sample,
         }
+
+
+def by_prompt(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
+    """The answers of each prompt, together. They stand together in the list already."""
+    return [list(group) for _, group in groupby(candidates, key=lambda y: y.id)]
+
+
+def rewards_by_prompt(scored: Sequence[Candidate]) -> list[list[float | None]]:
+    rewards = []
+    for group in by_prompt(scored):
+        rewards.append([y.reward for y in group])
+    return rewards
 
 
 @dataclass

@@ -31,7 +31,7 @@ class Run:
         self.say = say
         self.notes: list[str] = []
 
-    def model(self, t: int) -> Path:
+    def model_folder(self, t: int) -> Path:
         """The folder of M_t."""
         return self.folder / f"M{t}"
 
@@ -39,17 +39,20 @@ class Run:
         """The figures of every model that was examined."""
         return read_existing(self.folder / "metrics.jsonl")
 
-    def next_trip(self) -> int:
-        """The first t whose exam, DPO log or M_{t+1} is missing."""
-        examined = {row["t"] for row in self.metrics()}
+    def examined(self) -> set[int]:
+        """Every t whose M_t was examined."""
+        return {row["t"] for row in self.metrics()}
+
+    def next_iteration(self) -> int:
+        """The first t for which M_{t+1} or its log is missing."""
         t = 1
-        while t in examined and self.has_step(t):
+        while self.has_step(t):
             t += 1
         return t
 
     def has_step(self, t: int) -> bool:
         """Whether M_{t+1} was made, and its log was written."""
-        return self.model(t + 1).exists() and (self.folder / f"t{t}/dpo.jsonl").exists()
+        return self.model_folder(t + 1).exists() and (self.folder / f"t{t}/dpo.jsonl").exists()
 
     # ---- stages ----
 
@@ -60,14 +63,8 @@ class Run:
             started = time.time()
             write_jsonl(path, make(*inputs))
             self.log(t, stage, started)
+        # Read back, so that a fresh run and a resumed one go on from the same rows.
         return read_existing(path)
-
-    def keep_step(self, t: int, make: Callable[..., list[dict]], *inputs) -> None:
-        """Makes M_{t+1} and t{t}/dpo.jsonl, unless both are there."""
-        if not self.model(t + 1).exists():
-            # a log without its model says nothing
-            (self.folder / f"t{t}/dpo.jsonl").unlink(missing_ok=True)
-        self.keep(t, "dpo", make, *inputs)
 
     def note(self, text: str) -> None:
         """What a stage has to say, for its line."""

@@ -9,7 +9,7 @@ what each of them gave in the toy.
 
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -24,15 +24,15 @@ from core.cli import run_command
 from core.errors import UserError
 from core.files import read_existing
 from core.rankings import agreement
-from core.records import Candidate, Example, Pair
+from core.records import Candidate, Example, Pair, rewards_by_prompt
 from core.statistics import mean
-from dpo import Objective, PairLoss, PreferencePair, margins, sft
-from judge import judge_text, rewards_by_prompt
+from dpo import Objective, PreferencePair, margins, sft
+from judge import judge_text
 from measure.exam import ending
 from measure.truth import true_score
 from model import GPT, load
 from sample import Writer, load_writer
-from train import Loop, Trip
+from train import Loop, Selection
 from train import main as train_main
 
 # ---- other losses ----
@@ -46,7 +46,7 @@ def ipo_loss(
     return (h - 1 / (2 * beta)) ** 2
 
 
-def smoothed_loss(share: float) -> PairLoss:
+def smoothed_loss(share: float) -> Callable[..., Tensor]:
     """DPO that takes this share of the pairs for wrong ones (cDPO, Mitchell 2023)."""
 
     def loss(
@@ -62,8 +62,8 @@ def smoothed_loss(share: float) -> PairLoss:
 class Ipo(Loop):
     """IPO: the margin has a goal and stops there (Azar et al. 2023)."""
 
-    def objective(self, trip: Trip) -> Objective:
-        return replace(super().objective(trip), loss=ipo_loss)
+    def objective(self, model: GPT, selection: Selection) -> Objective:
+        return replace(super().objective(model, selection), loss=ipo_loss)
 
 
 @dataclass
@@ -72,25 +72,27 @@ class LabelSmoothing(Loop):
 
     share: float = 0.1
 
-    def objective(self, trip: Trip) -> Objective:
-        return replace(super().objective(trip), loss=smoothed_loss(self.share))
+    def objective(self, model: GPT, selection: Selection) -> Objective:
+        return replace(super().objective(model, selection), loss=smoothed_loss(self.share))
 
 
 @dataclass
 class Cream(Loop):
     """CREAM: smooths labels by how far M_t and M_{t-1} disagree about them (Wang et al. 2024)."""
 
-    def objective(self, trip: Trip) -> Objective:
-        return replace(super().objective(trip), loss=smoothed_loss(self.disagreement(trip)))
+    def objective(self, model: GPT, selection: Selection) -> Objective:
+        return replace(
+            super().objective(model, selection), loss=smoothed_loss(self.disagreement(selection))
+        )
 
-    def disagreement(self, trip: Trip) -> float:
+    def disagreement(self, selection: Selection) -> float:
         """1 - agreement of the two rankings, on the prompts that gave pairs; 0 for M_1."""
-        if trip.t == 1:
+        if selection.t == 1:
             return 0.0
-        paired = {pair.chosen.id for pair in trip.pairs}
-        answers = [y for y in trip.scored if y.id in paired]
-        previous = load_writer(self.run.model(trip.t - 1), self.device, self.dtype)
-        judged_again = self.scores(previous, answers, trip.t, stage="verdicts_before")
+        paired = {pair.chosen.id for pair in selection.pairs}
+        answers = [y for y in selection.scored if y.id in paired]
+        previous = load_writer(self.run.model_folder(selection.t - 1), self.device, self.dtype)
+        judged_again = self.judge(previous, answers, selection.t, stage="verdicts_before")
         alike = agreement(rewards_by_prompt(answers), rewards_by_prompt(judged_again))
         return 0.5 if alike is None else 1 - alike
 
@@ -99,9 +101,9 @@ class Cream(Loop):
 class SeedReference(Loop):
     """The reference of DPO stays M_1 in every round."""
 
-    def objective(self, trip: Trip) -> Objective:
-        seed_model = load(self.run.model(1), device=self.device)
-        return replace(super().objective(trip), reference=seed_model)
+    def objective(self, model: GPT, selection: Selection) -> Objective:
+        seed_model = load(self.run.model_folder(1), device=self.device)
+        return replace(super().objective(model, selection), reference=seed_model)
 
 
 # ---- other pairs ----
@@ -116,7 +118,7 @@ class LengthControl(Loop):
 
     rho: float = 0.2
 
-    def choose(self, group: list[Candidate]) -> Pair | None:
+    def choose_pair(self, group: list[Candidate]) -> Pair | None:
         scored = [y for y in group if y.reward is not None]
         if not scored:
             return None
@@ -134,9 +136,9 @@ class LengthControl(Loop):
 class PositiveOnly(Loop):
     """No DPO: SFT on the best answers. It failed in the paper (section 3.4)."""
 
-    def learn(self, model: GPT, trip: Trip) -> list[dict]:
-        best = [chosen for chosen, _ in self.pair_examples(trip)]
-        recipe = self.dpo_recipe(model, trip.t)
+    def train_on(self, model: GPT, selection: Selection) -> list[dict]:
+        best = [chosen for chosen, _ in self.pair_examples(selection)]
+        recipe = self.dpo_recipe(model, selection.t)
         log = sft(model, best, recipe, name="sft on the best answers")
         steps = f"{len(log)} steps on {len(best)} pairs"
         self.run.note(f"{steps}, loss {log[0]['loss']:.3f} > {ending(log)['loss']:.3f}")
@@ -151,10 +153,10 @@ class Meta(Loop):
     the mean of the votes on an answer is preferred to the one farthest from it.
     """
 
-    def pair_examples(self, trip: Trip) -> list[PreferencePair]:
-        verdicts = read_existing(self.run.folder / f"t{trip.t}/verdicts.jsonl")
-        pairs = super().pair_examples(trip)
-        return pairs + verdict_pairs(self.chat, self.rubric, trip.scored, verdicts)
+    def pair_examples(self, selection: Selection) -> list[PreferencePair]:
+        verdicts = read_existing(self.run.folder / f"t{selection.t}/verdicts.jsonl")
+        pairs = super().pair_examples(selection)
+        return pairs + verdict_pairs(self.chat, self.rubric, selection.scored, verdicts)
 
 
 def verdict_pairs(
@@ -200,12 +202,10 @@ class FixedJudge(Loop):
     folder: str | None = None
 
     def __post_init__(self):
-        self.judge = load_writer(self.folder, self.device, self.dtype)
+        self.other_judge = load_writer(self.folder, self.device, self.dtype)
 
-    def scores(
-        self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
-    ) -> list[Candidate]:
-        return super().scores(self.judge, answers, t, stage=stage)
+    def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        return super().write_verdicts(self.other_judge, answers, key)
 
 
 @dataclass
@@ -216,7 +216,7 @@ class OracleJudge(Loop):
         if self.world.exam.truth is None:
             raise UserError("the oracle knows only the toy world; leave out --model.")
 
-    def make_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+    def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         rows = []
         for y in answers:
             truth = true_score(self.world.exam, y)
@@ -231,7 +231,7 @@ class NoJudgeData(Loop):
 
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         self.run.note("no judge examples, as this variant says")
-        return self.run.keep(0, "eft", list)
+        return self.run.keep(0, "eft", list)  # a stage that makes no rows
 
 
 @dataclass
@@ -241,10 +241,10 @@ class FixedPromptWriter(Loop):
     folder: str | None = None
 
     def __post_init__(self):
-        self.prompt_writer = load_writer(self.folder, self.device, self.dtype)
+        self.other_writer = load_writer(self.folder, self.device, self.dtype)
 
     def write_prompts(self, writer: Writer, t: int) -> list[str]:
-        return super().write_prompts(self.prompt_writer, t)
+        return super().write_prompts(self.other_writer, t)
 
 
 VARIANTS: dict[str, type[Loop]] = {
@@ -285,7 +285,7 @@ def loop_of(text: str) -> tuple[str, partial]:
     if not value and setting.default is None:
         raise UserError(f"variant {name} needs a {setting.name}: {name}={setting.name.upper()}.")
     if setting.type is float:
-        value = number(name, value) if value else setting.default
+        value = number(name, value) if equals else setting.default
     return f"{name}={value}", partial(variant, **{setting.name: value})
 
 

@@ -3,12 +3,13 @@
 In: the figures and exam answers of a run.  Out: alarms. A figure that is missing rings none.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from core.statistics import mean
-from measure.run_files import RunFiles
+from measure.run_files import RunFiles, load_run
 
 
 class Alarm(NamedTuple):
@@ -23,25 +24,22 @@ def alarms(run: RunFiles) -> list[Alarm]:
     """All alarms, model by model. M1 has none: nothing has changed yet."""
     ringing = []
     for previous, current in pairwise(run.models):
-        answers = run.exam.get(current["t"], [])
-        for value, what, advice in checks(run.models[0], previous, current, answers):
+        scores = [answer["self_score"] for answer in run.exam[current["t"]]]
+        for value, what, advice in checks(run.models[0], previous, current, scores):
             if value is not None:
                 ringing.append(Alarm(current["model"], what.format(value), advice))
     return ringing
 
 
 def checks(
-    first: dict, previous: dict, current: dict, answers: Sequence[dict]
+    first: dict, previous: dict, current: dict, scores: list[float | None]
 ) -> Iterator[tuple[float | None, str, str]]:
-    """What may be wrong with a model: the value if it crossed the threshold, what it says, advice.
+    """For all that may go wrong: the value where it crossed its threshold, what happened, advice.
 
-    `first`, `previous` and `current` are the rows of metrics.jsonl of M1, of the model before and
-    of the model in question; `answers` are its answers in the exam.
+    In: the figures of M1, of the model before and of the current one, and its scores in the exam.
     """
-    # ---- the judge ----
-    scores = [answer["self_score"] for answer in answers if answer["self_score"] is not None]
     yield (
-        above(mean(score >= 4.9 for score in scores), 0.8),
+        above(mean(score >= 4.9 for score in scores if score is not None), 0.8),
         "{:.0%} of its answers get 4.9 or more (threshold 80 %)",
         "Score saturation: the judge no longer tells answers apart. "
         "Use a sharper rubric, --judge expected (after score lines), or stop here.",
@@ -57,7 +55,6 @@ def checks(
         "Lost format: what cannot be judged is neither learnt nor unlearnt. "
         "Mix judge examples into DPO (--replay), or look at the answers.",
     )
-    # ---- what DPO does to the answers, and how much is left to learn from ----
     yield (
         above(ratio(current.get("mean_length"), first.get("mean_length")), 1.5),
         "answers are {:.2f} times as long as M1's (threshold 1.5)",
@@ -80,7 +77,7 @@ def checks(
         "Shrinking yield: more answers (--n), --judge expected, or stop: "
         "little is left to learn from.",
     )
-    # ---- where the judge and the truth part ----
+    # Only a world that knows the truth has the last three.
     yield (
         below(current.get("pairs_right"), 0.5),
         "{:.0%} of its pairs have a chosen answer that is truly better (threshold 50 %)",
@@ -100,7 +97,6 @@ def checks(
         )
 
 
-# ---- arithmetic with figures that may be missing ----
 def above(value: float | None, threshold: float) -> float | None:
     """The value if it is above the threshold, else None."""
     return value if value is not None and value > threshold else None
@@ -116,3 +112,9 @@ def difference(later: float | None, earlier: float | None) -> float | None:
 
 def ratio(later: float | None, earlier: float | None) -> float | None:
     return later / earlier if earlier and later is not None else None
+
+
+def alarm_lines(folder: Path, t: int) -> list[str]:
+    """The alarms of M_t as lines of a run's output."""
+    ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
+    return [f"M{t} | alarm     | {alarm.what}. {alarm.advice}" for alarm in ringing]

@@ -1,15 +1,48 @@
-"""measure/charts.py: line charts as SVG, and tables as HTML.
+"""measure/charts.py: the charts of the report, as SVG.
 
-In: numbers and names.  Out: pieces of a page, as text. Names are escaped here.
-Left out on purpose: a plotting library.
+In: the files of a run, or of several.  Out: pieces of a page, as text; "" where there is nothing to
+draw. Names are escaped here. Left out on purpose: a plotting library.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
 from html import escape
 from itertools import cycle
 from typing import NamedTuple
 
+from core.statistics import mean, normal_interval
+from measure.run_files import RunFiles
+
+CURVES = {  # title of a chart -> the keys of its lines in metrics.jsonl
+    "Score of its own answers: truth and self-given": "true_score self_score",
+    "Perfect answers (truth)": "perfect",
+    "Judge: pairwise accuracy": "judge_pairwise",
+    "Judge: same order as the model before (1 alike, 0.5 unrelated)": "agreement",
+    "Judge: variance of the votes on one answer": "verdict_variance",
+    "Readable verdicts": "judge_parse_rate",
+    "Answer length, tokens": "mean_length",
+    "Finished answers": "finished_rate",
+    "Distinct pairs of words": "distinct2",
+    "KL, nats an answer": "kl_prev kl_first",
+    "Log-prob of the pairs' answers, change by DPO": "chosen_change rejected_change",
+    "Pairs": "pairs",
+    "Pairs whose chosen answer is truly better": "pairs_right",
+}
+LINES = {  # the names of lines that share a chart
+    "true_score": "true",
+    "self_score": "self",
+    "kl_prev": "to the model before",
+    "kl_first": "to M1",
+    "chosen_change": "chosen",
+    "rejected_change": "rejected",
+}
+DPO_CURVES = {  # title of a chart -> key in dpo.jsonl
+    "DPO loss": "dpo_loss",
+    "DPO margin": "margin",
+    "Log-prob of chosen, change": "chosen_change",
+    "Log-prob of rejected, change": "rejected_change",
+    "Gradient norm": "grad_norm",
+}
 COLOURS = ("var(--a)", "var(--b)", "var(--c)", "var(--d)", "var(--e)", "var(--f)")
 MOST_DOTS = 30  # a line of this many points or more has no dots
 
@@ -23,31 +56,101 @@ class Point(NamedTuple):
     high: float | None = None
 
 
-@dataclass(frozen=True)
+# ---- what is drawn ----
+def model_charts(runs: Sequence[RunFiles]) -> str:
+    """The figures of metrics.jsonl over the models, with 95 % intervals."""
+    longest = max((run.models for run in runs), key=len)
+    names = [figures["model"] for figures in longest]
+    charts = ""
+    for title, keys in CURVES.items():
+        series = {}
+        for run in runs:
+            for key in keys.split():
+                name = LINES.get(key, "")
+                series[f"{run.name} {name}" if len(runs) > 1 else name] = curve(run, key)
+        charts += line_chart(title, series, x_names=names)
+    return charts
+
+
+def curve(run: RunFiles, key: str) -> list[Point]:
+    """One figure over the models, with its interval where there is one."""
+    points = []
+    for figures in run.models:
+        values = [answer_figures(answer).get(key) for answer in run.exam[figures["t"]]]
+        low, high = normal_interval([value for value in values if value is not None])
+        if key == "judge_pairwise" and figures.get("judge_interval"):
+            low, high = figures["judge_interval"]  # bootstrap over groups
+        if figures.get(key) is not None:
+            points.append(Point(figures["t"], figures[key], low, high))
+    return points
+
+
+def answer_figures(answer: dict) -> dict[str, float | None]:
+    """What one answer of the exam adds to the figures that are means over answers."""
+    truth = answer["true_score"]
+    return {
+        "perfect": None if truth is None else truth == 5,
+        "true_score": truth,
+        "self_score": answer["self_score"],
+        "finished_rate": answer["finished"],
+        "mean_length": len(answer["tokens"]),
+    }
+
+
+def calibration_chart(run: RunFiles) -> str:
+    """For each model the mean true score of the answers to which it gave 0, 1 ... 5."""
+    series = {}
+    for t, answers in run.exam.items():
+        true_scores = defaultdict(list)
+        for answer in answers:
+            if None not in (answer["self_score"], answer["true_score"]):
+                true_scores[round(answer["self_score"])].append(answer["true_score"])
+        means = [Point(score, mean(truths)) for score, truths in sorted(true_scores.items())]
+        series[f"M{t}"] = means
+    return line_chart("True score (up) against given score (right)", series)
+
+
+def training_charts(run: RunFiles) -> str:
+    """Losses and what else was logged at each step of SFT and of DPO."""
+    sft = [Point(step["step"], step["loss"]) for step in run.sft]
+    charts = line_chart("SFT loss", {"loss": sft})
+    for title, key in DPO_CURVES.items():
+        series = {}
+        for t, files in run.iterations.items():
+            steps = [step for step in files.dpo if key in step]
+            series[f"M{t + 1}"] = [Point(step["step"], step[key]) for step in steps]
+        charts += line_chart(title, series)
+    return charts
+
+
+# ---- how it is drawn ----
 class Frame:
     """The range of the data, and where it lies in a drawing of 300 by 152 pixels.
 
     There are 44 pixels at the left for the numbers and 24 at the bottom for the names.
     """
 
-    left: float
-    right: float
-    low: float
-    high: float
+    def __init__(self, points: Sequence[Point]):
+        """Holds all points and intervals, with a margin above and below."""
+        low = min(point.y if point.low is None else point.low for point in points)
+        high = max(point.y if point.high is None else point.high for point in points)
+        margin = 0.5 if low == high else 0.05 * (high - low)
+        self.low = low - margin
+        self.high = high + margin
+        self.left = min(point.x for point in points)
+        self.right = max(point.x for point in points)
 
-    def x(self, value: float) -> float:
-        share = 0.5
-        if self.left != self.right:
-            share = (value - self.left) / (self.right - self.left)
-        return 44 + 246 * share
+    def x(self, value: float) -> str:
+        width = self.right - self.left
+        share = (value - self.left) / width if width else 0.5
+        return f"{44 + 246 * share:.1f}"
 
-    def y(self, value: float) -> float:
-        return 128 - 116 * (value - self.low) / (self.high - self.low)
+    def y(self, value: float, shift: float = 0) -> str:
+        above = 116 * (value - self.low) / (self.high - self.low)
+        return f"{128 - above + shift:.1f}"
 
 
-def line_chart(
-    title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] | None = None
-) -> str:
+def line_chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] = ()) -> str:
     """A small chart with one line for each name in `series`; "" where there is nothing to draw.
 
     `x_names` are written below x = 1, 2, 3 ...; without them the two ends of the range.
@@ -55,59 +158,36 @@ def line_chart(
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
+    frame = Frame([point for points in series.values() for point in points])
+    parts = axes(frame, x_names)
+    keys = []
     # More lines than colours: the colours start again.
-    colours = dict(zip(series, cycle(COLOURS), strict=False))
-    frame = frame_around([point for points in series.values() for point in points])
-    parts = horizontal_lines(frame) + x_axis(frame, x_names)
-    for name, points in series.items():
-        parts += one_series(frame, points, colours[name])
+    for (name, points), colour in zip(series.items(), cycle(COLOURS), strict=False):
+        parts += one_series(frame, points, colour)
+        keys.append(f'<span class="key" style="color:{colour}">&#9679; {escape(name)}</span>')
     drawing = f'<svg viewBox="0 0 300 152" role="img">{"".join(parts)}</svg>'
-    legend = chart_legend(colours) if len(series) > 1 else ""
+    legend = " ".join(keys) if len(keys) > 1 else ""
     return f"<figure><figcaption>{escape(title)}</figcaption>{drawing}{legend}</figure>"
 
 
-def frame_around(points: Sequence[Point]) -> Frame:
-    """Holds all points and intervals, with a margin above and below."""
-    low = min(point.y if point.low is None else point.low for point in points)
-    high = max(point.y if point.high is None else point.high for point in points)
-    margin = 0.5 if low == high else 0.05 * (high - low)
-    return Frame(
-        left=min(point.x for point in points),
-        right=max(point.x for point in points),
-        low=low - margin,
-        high=high + margin,
-    )
-
-
-def horizontal_lines(frame: Frame) -> list[str]:
-    """Four lines with their values at the left; the larger the values, the fewer decimals."""
-    form = ".2g"
+def axes(frame: Frame, x_names: Sequence[str]) -> list[str]:
+    """Four lines with their values at the left, and the names of x at the bottom."""
+    form = ".3g" if frame.high >= 0.1 else ".2g"
     if frame.high >= 100:
-        form = ",.0f"
-    elif frame.high >= 0.1:
-        form = ".3g"
+        form = ",.0f"  # the larger the values, the fewer decimals
     parts = []
     for k in range(4):
         value = frame.low + (frame.high - frame.low) * k / 3
         y = frame.y(value)
         parts.append(
-            f'<line x1="44" x2="296" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="40" y="{y + 4:.1f}" text-anchor="end">{value:{form}}</text>'
+            f'<line x1="44" x2="296" y1="{y}" y2="{y}" stroke="var(--line)"/>'
+            f'<text x="40" y="{frame.y(value, shift=4)}" text-anchor="end">{value:{form}}</text>'
         )
+    ends = [(x, f"{x:.0f}") for x in (frame.left, frame.right)]
+    for x, name in enumerate(x_names, 1) if x_names else ends:
+        if frame.left <= x <= frame.right:
+            parts.append(f'<text x="{frame.x(x)}" y="146" text-anchor="middle">{name}</text>')
     return parts
-
-
-def x_axis(frame: Frame, names: Sequence[str] | None) -> list[str]:
-    """The names of x = 1, 2, 3 ..., or the two ends of the range."""
-    if names:
-        ticks = list(enumerate(names, 1))
-    else:
-        ticks = [(x, f"{x:.0f}") for x in (frame.left, frame.right)]
-    return [
-        f'<text x="{frame.x(x):.1f}" y="146" text-anchor="middle">{name}</text>'
-        for x, name in ticks
-        if frame.left <= x <= frame.right
-    ]
 
 
 def one_series(frame: Frame, points: Sequence[Point], colour: str) -> list[str]:
@@ -116,40 +196,14 @@ def one_series(frame: Frame, points: Sequence[Point], colour: str) -> list[str]:
     corners = []
     dots = []
     for point in points:
-        x = f"{frame.x(point.x):.1f}"
-        y = f"{frame.y(point.y):.1f}"
+        x = frame.x(point.x)
+        y = frame.y(point.y)
         corners.append(f"{x},{y}")
-        dots.append(
-            f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}"><title>{point.y:.4g}</title></circle>'
-        )
-        if point.low is not None and point.high is not None:
-            ends = f'y1="{frame.y(point.low):.1f}" y2="{frame.y(point.high):.1f}"'
+        title = f"<title>{point.y:.4g}</title>"
+        dots.append(f'<circle cx="{x}" cy="{y}" r="3" fill="{colour}">{title}</circle>')
+        if None not in (point.low, point.high):
+            ends = f'y1="{frame.y(point.low)}" y2="{frame.y(point.high)}"'
             intervals.append(f'<line x1="{x}" x2="{x}" {ends} stroke="{colour}" opacity=".5"/>')
-    line = (
-        f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{" ".join(corners)}"/>'
-    )
+    corners = " ".join(corners)
+    line = f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{corners}"/>'
     return [*intervals, line, *(dots if len(points) < MOST_DOTS else [])]
-
-
-def chart_legend(colours: dict[str, str]) -> str:
-    """The name of each line in its colour."""
-    return " ".join(
-        f'<span class="key" style="color:{colour}">&#9679; {escape(name)}</span>'
-        for name, colour in colours.items()
-    )
-
-
-def html_table(headings: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
-    """A table that scrolls sideways on a phone. None is "-"; floats have three decimals."""
-    cells = [f"<th>{escape(heading)}</th>" for heading in headings]
-    table = f"<tr>{''.join(cells)}</tr>"
-    for line in lines:
-        cells = [f"<td>{html_cell(value)}</td>" for value in line]
-        table += f"<tr>{''.join(cells)}</tr>"
-    return f'<div class="scroll"><table>{table}</table></div>'
-
-
-def html_cell(value: object) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))

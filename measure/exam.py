@@ -8,6 +8,7 @@ M_1 has no model before it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import pvariance
 
@@ -19,13 +20,13 @@ from core.records import Example
 from core.run import Run
 from core.statistics import mean
 from dpo import Recipe, reference_logps
-from judge import Judging, attach, rank_answers, score
+from judge import Judging, judge_answers, judge_ranked, with_rewards
 from measure.truth import pairs_right, true_score, versus
 from model import GPT, load
 from sample import Writer, respond
 from worlds.world import Exam, World
 
-ANSWER_KEYS = ("id", "prompt", "response", "finished", "tokens")  # of a Candidate, in exam/M{t}.jsonl
+ANSWER_KEYS = ("id", "prompt", "response", "finished", "tokens")  # rows of exam/M{t}.jsonl
 DPO_FIGURES = ("margin", "accuracy", "chosen_change", "rejected_change")  # see dpo.jsonl
 Rewards = list[list[float | None]]  # of the ranked answers, group by group
 
@@ -51,13 +52,123 @@ def examine(run: Run, world: World, student: Student, t: int) -> dict | None:
     if any(row["t"] == t for row in examined):
         return None
     figures, answers, rewards = measure(student, world.exam)
-    figures |= training_figures(run.folder, t, world.exam)
-    figures |= progress(run.folder, t, answers, rewards)
-    figures |= divergences(run.folder, t, student, answers)
-    figures |= ...
-
+    figures |= progress(run.folder, t, student, world.exam, answers, rewards)
     write_jsonl(run.folder / f"exam/M{t}.jsonl", answers)
     write_jsonl(run.folder / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
     write_jsonl(run.folder / "exam/ranked.jsonl", world.exam.groups)  # for judge.py --file
     write_jsonl(run.folder / "metrics.jsonl", [*examined, {"model": f"M{t}", "t": t, **figures}])
     return figures
+
+
+# ---- the model alone ----
+def measure(student: Student, exam: Exam) -> tuple[dict, list[dict], Rewards]:
+    """The model answers the prompts, and judges its answers and those that people ranked.
+
+    Returns the figures, the rows of exam/M{t}.jsonl, and the rewards of the ranked answers.
+    """
+    writer, judging, key = student.writer, student.judging, student.key
+    written = respond(
+        writer, exam.prompts, student.answering, key=f"{key} answers", label="exam answers"
+    )
+    verdicts = judge_answers(writer, written, judging, key=f"{key} verdicts", label="exam verdicts")
+    rewards, ranked_verdicts = judge_ranked(writer, exam.groups, judging, key=f"{key} ranked")
+
+    answers = []
+    scored = with_rewards(written, verdicts)
+    for answer in scored:
+        row = {name: getattr(answer, name) for name in ANSWER_KEYS}
+        answers.append(row | {"self_score": answer.reward, "true_score": true_score(exam, answer)})
+    true_scores = [row["true_score"] for row in answers]
+    figures = {
+        "true_score": mean(true_scores),
+        "perfect": mean(value == 5 for value in true_scores if value is not None),
+        "self_score": mean(answer.reward for answer in scored),
+        "verdict_variance": mean(vote_variance(answer.votes) for answer in scored),
+    }
+    if exam.groups:
+        figures |= judge_figures(rewards, [group["ranks"] for group in exam.groups])
+    readable = [verdict["score"] is not None for verdict in verdicts + ranked_verdicts]
+    figures |= {
+        "judge_parse_rate": mean(readable),
+        "finished_rate": mean(answer.finished for answer in scored),
+        "mean_length": mean(len(answer.tokens) for answer in scored),
+        "distinct2": distinct([answer.response for answer in scored]),
+    }
+    return figures, answers, rewards
+
+
+def vote_variance(votes: Sequence[float | None]) -> float | None:
+    """The variance of the K votes on one answer; None where fewer than two can be read."""
+    readable = [vote for vote in votes if vote is not None]
+    return pvariance(readable) if len(readable) > 1 else None
+
+
+def distinct(texts: Sequence[str]) -> float | None:
+    """Distinct pairs of words over all: low when answers repeat themselves (Li et al. 2016)."""
+    pairs = []
+    for text in texts:
+        pairs += pairwise(text.split())
+    return len(set(pairs)) / len(pairs) if pairs else None
+
+
+# ---- the model against those before it ----
+def progress(
+    folder: Path, t: int, student: Student, exam: Exam, answers: list[dict], rewards: Rewards
+) -> dict:
+    """What the step from M_{t-1} to M_t changed, read from the files of the run in `folder`.
+
+    `agreement` compares the rewards that M_t and M_{t-1} give to the ranked answers of the exam.
+    """
+    # How M_t was made; the exam of M_{t-1} does not count in its seconds.
+    pairs = read_existing(folder / f"t{t - 1}/pairs.jsonl")
+    trip = [row for row in read_existing(folder / "log.jsonl") if row["t"] == t - 1]
+    figures = {
+        "pairs": len(pairs) or None,
+        "pairs_right": pairs_right(pairs, exam.truth),
+        "seconds": sum(row["seconds"] for row in trip if row["stage"] != "exam"),
+    }
+    # What M_{t-1} did in the same exam
+    figures |= versus(answers, read_existing(folder / f"exam/M{t - 1}.jsonl"))
+    previous_rewards = read_existing(folder / f"exam/rewards-M{t - 1}.jsonl")
+    figures["agreement"] = agreement(rewards, [row["rewards"] for row in previous_rewards])
+
+    figures |= divergences(folder, t, student, answers)
+    dpo_end = ending(read_existing(folder / f"t{t - 1}/dpo.jsonl"))
+    return figures | {name: dpo_end.get(name) for name in DPO_FIGURES}
+
+
+def ending(log: Sequence[dict]) -> dict:
+    """The figures at the end of a training log: means over the last tenth of its steps."""
+    last_steps = log[-max(1, len(log) // 10) :]
+    ends = {}
+    for name in last_steps[0] if last_steps else ():
+        ends[name] = mean(step[name] for step in last_steps)
+    return ends
+
+
+def divergences(folder: Path, t: int, student: Student, answers: Sequence[dict]) -> dict:
+    """KL of M_t from the model before it and from M_1, estimated on the answers; None for M_1."""
+    kl = {}
+    others = {t - 1, 1} if t > 1 else set()  # one model where M_t is M_2
+    for s in others:
+        other = load(folder / f"M{s}", device=student.model.device)
+        kl[s] = divergence(student.model, other, student.writer.chat, answers, student.recipe)
+        del other  # only one of them is in memory at a time
+    return {"kl_prev": kl.get(t - 1), "kl_first": kl.get(1)}
+
+
+def divergence(
+    model: GPT, other: GPT, chat: Chat, answers: Sequence[dict], recipe: Recipe
+) -> float | None:
+    """KL(model || other) in nats an answer: an estimate from answers that `model` wrote.
+
+    The mean of log p(y) - log p_other(y) over `answers`, rows of exam/M{t}.jsonl; None where there
+    are none. The estimate is unbiased for answers drawn at temperature 1 from the whole vocabulary.
+    Otherwise it speaks of the likely answers only, and may fall below 0.
+    """
+    if not answers:
+        return None
+    rows = [[Example(chat.prompt(answer["prompt"]), answer["tokens"])] for answer in answers]
+    logps = reference_logps(model, rows, recipe)  # (answers, 1)
+    other_logps = reference_logps(other, rows, recipe)  # (answers, 1)
+    return float((logps - other_logps).mean())

@@ -23,12 +23,14 @@ def answers_note(answers: Sequence[Candidate]) -> str:
     """How many answers ended by themselves, and how long they are."""
     finished = mean(y.finished for y in answers)
     tokens = mean(len(y.tokens) for y in answers)
-    return f"{len(answers)}, finished {finished:.1%}, {tokens:.1f} tokens each"
+    count = len(answers)
+    return f"{count}, finished {finished:.1%}, {tokens:.1f} tokens each"
 
 
 def verdicts_note(verdicts: Sequence[dict], how: str) -> str:
     """How many verdicts can be read, and their mean score."""
     scores = [verdict["score"] for verdict in verdicts]
+    # None is a verdict that cannot be read.
     readable = mean(score is not None for score in scores) or 0.0
     average = "none"
     if readable > 0:
@@ -42,7 +44,7 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
     answers = [y for group in groups for y in group]
     finished = sum(y.finished for y in answers)
     scores = Counter(y.id for y in answers if y.reward is not None)
-    # A prompt needs two scores to give a pair.
+    # A prompt needs two scores to give a pair. Where it has them and gives none, they are equal.
     compared = sum(count > 1 for count in scores.values())
     tied = compared - len(pairs)
     too_few = len(groups) - compared
@@ -53,10 +55,19 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
     )
 
 
+def sft_note(log: Sequence[dict], answers: int, verdicts: int) -> str:
+    """What M_1 learned from, and how the loss fell."""
+    first = log[0]["loss"]
+    last = log[-1]["loss"]
+    steps = f"{answers} answers and {verdicts} verdicts, {len(log)} steps"
+    return f"{steps}, loss {first:.3f} > {last:.3f}"
+
+
 def dpo_note(log: Sequence[dict], pairs: int) -> str:
     """How the loss fell, and what became of the log-probs of the pairs, at the end of DPO."""
     start = log[0]["dpo_loss"]
-    end = ending(log)  # a mean over the last steps
+    # One step is noisy, so the end is a mean over the last tenth of them.
+    end = ending(log)
     return (
         f"{len(log)} steps on {pairs} pairs, "
         f"loss {start:.3f} > {end['dpo_loss']:.3f}, "

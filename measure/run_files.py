@@ -11,15 +11,17 @@ from typing import NamedTuple
 from core.files import read_existing, read_json
 from core.statistics import mean
 
+Records = list[dict]  # of one file
+
 
 class IterationFiles(NamedTuple):
     """The stages from M_t to M_{t+1}; each is the file of its name."""
 
-    prompts: list[dict]
-    responses: list[dict]
-    verdicts: list[dict]
-    pairs: list[dict]
-    dpo: list[dict]  # one object a step
+    prompts: Records
+    responses: Records
+    verdicts: Records
+    pairs: Records
+    dpo: Records  # one object a step
 
 
 class RunFiles(NamedTuple):
@@ -27,10 +29,10 @@ class RunFiles(NamedTuple):
 
     name: str
     record: dict  # config.json: the settings, and on what machine they ran
-    models: list[dict]  # metrics.jsonl: the figures of each model
-    log: list[dict]  # one object a stage
-    sft: list[dict]  # one object a step
-    exam: dict[int, list[dict]]  # t -> the held-out answers of M_t
+    models: Records  # metrics.jsonl: the figures of each model
+    log: Records  # one object a stage
+    sft: Records  # one object a step
+    exam: dict[int, Records]  # t -> the held-out answers of M_t
     iterations: dict[int, IterationFiles]  # t -> the stages from M_t to M_{t+1}
 
 

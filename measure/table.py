@@ -3,7 +3,6 @@
 In: rows of metrics.jsonl, scored answers.  Out: text. A figure that is missing is "-", or left out.
 """
 
-from collections import Counter
 from collections.abc import Sequence
 
 from core.records import Candidate, Pair
@@ -25,14 +24,17 @@ COLUMNS = (  # key in metrics.jsonl, heading, format
 )
 
 
+def figure_text(value: float | None, form: str = ".2f", missing: str = "none") -> str:
+    return missing if value is None else format(value, form)
+
+
 def text_table(models: Sequence[dict]) -> str:
     """One line for each model, a row of metrics.jsonl, under a line of headings."""
     lines = ["model " + "".join(f"{heading:>10}" for _, heading, _ in COLUMNS)]
     for figures in models:
         line = f"{figures['model']:<6}"
         for key, _, form in COLUMNS:
-            cell = "-" if figures.get(key) is None else format(figures[key], form)
-            line += f"{cell:>10}"
+            line += f"{figure_text(figures.get(key), form, missing='-'):>10}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -54,22 +56,10 @@ def worked_example(exam: Exam, scored: Sequence[Candidate], pair: Pair) -> str:
         if answer.id != pair.chosen.id:
             continue
         mark = marks.get(answer.sample, "")
-        score = "none" if answer.reward is None else f"{answer.reward:.2f}"
+        score = figure_text(answer.reward)
         truth = true_score(exam, answer)
-        truth_note = "" if truth is None else f" (true {truth})"
+        if truth is not None:
+            score += f" (true {truth})"
         text = " ".join(answer.response.split())
-        lines.append(f"     {mark:<9} | score {score}{truth_note}  {text[:100]}")
+        lines.append(f"     {mark:<9} | score {score}  {text[:100]}")
     return "\n".join(lines)
-
-
-def pair_funnel(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> str:
-    """What became of every prompt and answer, in words."""
-    answers = [y for group in groups for y in group]
-    scores = Counter(y.id for y in answers if y.reward is not None)
-    compared = sum(count > 1 for count in scores.values())
-    finished = sum(y.finished for y in answers)
-    return (
-        f"{len(pairs)} from {len(groups)} prompts: {compared - len(pairs)} tied, "
-        f"{len(groups) - compared} with fewer than two scores; "
-        f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
-    )

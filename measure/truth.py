@@ -21,13 +21,16 @@ def true_score(exam: Exam, candidate: Candidate) -> int | None:
 def versus(answers: Sequence[dict], previous: Sequence[dict]) -> dict[str, float | None]:
     """Share of the prompts whose answer is truly better, or worse, than that of another model.
 
-    Both are rows of exam/M{t}.jsonl; M_1 has no `previous`. A prompt without both scores is left out.
+    Both are rows of exam/M{t}.jsonl. The rest tie. A prompt that lacks a score is left out.
     """
     gains = []
     for new, old in zip(answers, previous, strict=False):
         if None not in (new["true_score"], old["true_score"]):
             gains.append(new["true_score"] - old["true_score"])
-    return {"win_rate": mean(gain > 0 for gain in gains), "lose_rate": mean(gain < 0 for gain in gains)}
+    return {
+        "win_rate": mean(gain > 0 for gain in gains),
+        "lose_rate": mean(gain < 0 for gain in gains),
+    }
 
 
 def pairs_right(pairs: Sequence[dict], truth: Truth | None) -> float | None:

@@ -10,6 +10,7 @@ import json
 import os
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from core.chat import Chat  # noqa: E402
 from core.checkpoint import GPTConfig  # noqa: E402
+from core.files import read_jsonl, write_jsonl  # noqa: E402
 from model import GPT, save  # noqa: E402
 
 TINY = shlex.split(
@@ -158,6 +160,36 @@ def assert_refused(done: Done, *says: str) -> None:
     errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert done.code == 2 and len(errors) == 1, done.err
     assert all(s in errors[0] for s in says), errors[0]
+
+
+# ---- runs ----
+
+ORDER = [  # the files of a run of one trip, behind those of M1
+    "exam/M1.jsonl",
+    "t1/prompts.jsonl",
+    "t1/responses.jsonl",
+    "t1/verdicts.jsonl",
+    "t1/pairs.jsonl",
+    "M2",
+    "exam/M2.jsonl",
+]
+
+
+def forget(run: Path, first: str) -> None:
+    """The run as if it had been killed while it made `first`."""
+    for name in ORDER[ORDER.index(first) :]:
+        if (run / name).is_dir():
+            shutil.rmtree(run / name)
+        else:
+            (run / name).unlink()
+    if not (run / "M2").exists():
+        (run / "t1" / "dpo.jsonl").unlink()
+    rows = read_jsonl(run / "metrics.jsonl")
+    rows = [r for r in rows if (run / "exam" / f"{r['model']}.jsonl").exists()]
+    if rows:
+        write_jsonl(run / "metrics.jsonl", rows)
+    else:
+        (run / "metrics.jsonl").unlink()
 
 
 @pytest.fixture(scope="session")

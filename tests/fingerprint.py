@@ -69,13 +69,22 @@ def make_llama(folder: Path) -> None:
     (folder / "rubric.txt").write_text("Rate {response}\nfor {prompt}\n")
 
 
-def run(folder: Path, settings: str, *, script: str = "train.py") -> None:
+def start(folder: Path, settings: str) -> subprocess.Popen:
     """The real command, on one thread: two may add up in another order."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(ROOT / script), *settings.split()]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(done.stderr)
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "train.py"), *settings.split()],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(process: subprocess.Popen) -> None:
+    _, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors)
 
 
 def hashes(run: Path) -> dict[str, str]:
@@ -91,19 +100,27 @@ def hashes(run: Path) -> dict[str, str]:
     return {name: hashlib.sha256(content).hexdigest()[:16] for name, content in contents.items()}
 
 
-def fingerprint() -> dict[str, str]:
+def fingerprints(count: int) -> list[dict[str, str]]:
+    """Both runs, `count` times: stage -> hash, each time. All commands run side by side."""
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        make_llama(folder)
-        run(folder, TOY)
-        run(folder, LLAMA)
-        lines = {}
-        for name in ("toy", "llama"):
-            for file, value in hashes(folder / "runs" / name).items():
-                lines[f"{name}/{file}"] = value
-        return lines
+        folders = [Path(scratch) / str(i) for i in range(count)]
+        processes = []
+        for folder in folders:
+            make_llama(folder)
+            processes += [start(folder, TOY), start(folder, LLAMA)]
+        for process in processes:
+            wait_for(process)
+        return [stages(folder) for folder in folders]
+
+
+def stages(folder: Path) -> dict[str, str]:
+    lines = {}
+    for name in ("toy", "llama"):
+        for file, value in hashes(folder / "runs" / name).items():
+            lines[f"{name}/{file}"] = value
+    return lines
 
 
 if __name__ == "__main__":
-    for stage, value in fingerprint().items():
+    for stage, value in fingerprints(1)[0].items():
         print(f"{stage:<36} {value}")

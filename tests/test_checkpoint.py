@@ -17,11 +17,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 import dpo
 import judge
-import train
-from config import Config
-from data import TRAVELS, Chat, read_jsonl, write_jsonl
+from core.chat import Chat
+from core.checkpoint import COPIED
+from core.config import Config
+from core.files import read_jsonl, write_jsonl
 from model import load, save
 from sample import Completion
+from worlds.open_world import open_world
 
 VERDICTS = {
     "good": "Helps a lot.\nScore: 5",
@@ -66,10 +68,12 @@ def verdicts(monkeypatch):
                 return written
         return f"Hm.\nScore: {len(text) % 6}"
 
-    def write(model, chat, prompts, sampling, *, key, n, **_):
-        calls[key] = len(prompts), model.embed_tokens.weight[5].tolist()
+    def write(writer, prompts, sampling, keys, **_):
+        chat = writer.chat
+        (key,) = {key.rsplit(" ", 1)[0] for key in keys}  # without the name of the answer
+        calls[key] = len(prompts), writer.model.embed_tokens.weight[5].tolist()
         texts = [verdict(chat.decode(prompt)) for prompt in prompts]
-        return [[Completion(chat.response(t) + [chat.eos], True)] * n for t in texts]
+        return [[Completion(chat.response(t) + [chat.eos], True)] * sampling.n for t in texts]
 
     monkeypatch.setattr(judge, "generate", write)
     return table, calls
@@ -84,6 +88,7 @@ def learnt(monkeypatch):
         given.append((name, examples, model.embed_tokens.weight[5].tolist()))
         return real(model, examples, recipe, name=name, **more)
 
+    monkeypatch.setattr("worlds.judge_data.sft", sft)
     monkeypatch.setattr(dpo, "sft", sft)
     return given
 
@@ -99,9 +104,9 @@ def told(run: Path, stage: str) -> str:
 
 
 def free(prompts) -> list[str]:
-    """Those that are not held out for the exam, as train.py says it."""
-    seeds = train.gather(Config(model="x", ranked="ranked.jsonl"), False)
-    held_out = {group["prompt"] for group in seeds.exam.groups}
+    """Those that are not held out for the exam, as the world says it."""
+    world = open_world(Config(model="x", ranked="ranked.jsonl"), toy=False)
+    held_out = {group["prompt"] for group in world.exam.groups}
     return [prompt for prompt in prompts if prompt not in held_out]
 
 
@@ -236,17 +241,17 @@ def test_exam_and_judge_data_share_no_prompt(cwd):
     write_jsonl(cwd / "trees.jsonl", [{"prompt": message(p, *replies)} for p in some()])
     files = dict(ift="ift.jsonl", eft="eft.jsonl", ranked="ranked.jsonl", oasst="trees.jsonl")
     sizes = dict(exam=1000, seed_limit=1000)
-    seeds = train.gather(Config(model="x", **files, **sizes), False)
-    groups = {g["prompt"] for g in seeds.exam.groups}
-    exam_prompts = {*seeds.exam.prompts}
-    learnt = {r["prompt"] for r in [*seeds.ift, *seeds.eft, *seeds.groups]} | {*seeds.prompts}
+    world = open_world(Config(model="x", **files, **sizes), toy=False)
+    groups = {g["prompt"] for g in world.exam.groups}
+    exam_prompts = {*world.exam.prompts}
+    learnt = {r["prompt"] for r in [*world.ift, *world.eft, *world.groups]} | {*world.prompts}
     assert len(groups) > 20 and len(exam_prompts) > 20 and len(learnt) > 100
     assert not learnt & (groups | exam_prompts)
-    assert len(seeds.groups) + len(seeds.exam.groups) == 300, "nothing is lost"
-    assert len(seeds.ift) + len(seeds.exam.prompts) == 300, "nothing is lost"
-    other = train.gather(Config(model="x", **files, **sizes, seed=1), False)
-    assert other.exam == seeds.exam, "the exam is the same for every seed"
-    assert other.eft != seeds.eft
+    assert len(world.groups) + len(world.exam.groups) == 300, "nothing is lost"
+    assert len(world.ift) + len(world.exam.prompts) == 300, "nothing is lost"
+    other = open_world(Config(model="x", **files, **sizes, seed=1), toy=False)
+    assert other.exam == world.exam, "the exam is the same for every seed"
+    assert other.eft != world.eft
 
 
 def test_open_assistant_trees(cwd, checkpoint, people, verdicts):
@@ -296,7 +301,7 @@ def test_starts_that_are_refused(cwd, checkpoint, args, says):
 
 
 def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
-    """Guards against: --prompt-writer that is loaded and not asked, or asked in M_t's tokens.
+    """Guards against: a prompt writer that is loaded and not asked, or asked in M_t's tokens.
 
     Also against: answers by it as well.
     """
@@ -306,8 +311,8 @@ def test_prompts_by_a_fixed_writer(cwd, checkpoint, people):
     ids = {c: chat.tokenizer.token_to_id(c) for c in "xyĠĊ"}
     save(leaning_gpt({ids["x"]: 30, ids["y"]: 30, ids["Ġ"]: 31, ids["Ċ"]: 30}, vocab=258), folder)
     sizes = shlex.split("--iters 1 --n-prompts 6 --max-new-tokens 40 --rouge 1")
-    writer = ("--eft-style", "score", "--prompt-writer", folder)
-    done = command("train.py", "--model", checkpoint, *people, *writer, *sizes)
+    model = ("--model", checkpoint, *people, "--eft-style", "score")
+    done = command("experiments/variants.py", f"fixed-prompt-writer={folder}", *model, *sizes)
     assert_refused(done, "no preference pair")  # a random judge: nothing more is wanted here
     stage = cwd / "runs" / "llama" / "t1"
     prompts = [r["prompt"] for r in read_jsonl(stage / "prompts.jsonl")]
@@ -372,7 +377,7 @@ def test_a_saved_model_is_whole(finished):
         assert config.vocab_size == len(Chat(folder).newline) == len(tokenizer)
         assert rules.eos_token_id == tokenizer.eos_token_id == Chat(folder).eos
         assert tokenizer.chat_template
-        for file in TRAVELS:
+        for file in COPIED:
             if (ROOT / "seed" / file).exists():
                 assert (folder / file).read_bytes() == (ROOT / "seed" / file).read_bytes()
         ids = torch.tensor([Chat(folder).prompt("Spell cat for Mia.")])
@@ -387,13 +392,13 @@ def test_what_travels_with_a_model(cwd):
 
     Also against: old weights carried along.
     """
-    for name in (*TRAVELS, "optimizer.pt", "model-00001-of-00002.safetensors", "README.md"):
+    for name in (*COPIED, "optimizer.pt", "model-00001-of-00002.safetensors", "README.md"):
         (cwd / "from" / name).parent.mkdir(exist_ok=True)
         (cwd / "from" / name).write_text(f"this is {name}")
     save(tiny_gpt(), cwd / "to", source=cwd / "from")
     made = {p.name for p in (cwd / "to").iterdir()}
-    assert made == {*TRAVELS, "config.json", "model.safetensors"}
-    assert all((cwd / "to" / name).read_text() == f"this is {name}" for name in TRAVELS)
+    assert made == {*COPIED, "config.json", "model.safetensors"}
+    assert all((cwd / "to" / name).read_text() == f"this is {name}" for name in COPIED)
     needed = {
         "tokenizer.json",
         "tokenizer_config.json",
@@ -405,7 +410,7 @@ def test_what_travels_with_a_model(cwd):
         "generation_config.json",
         "chat_template.jinja",
     }
-    assert needed <= set(TRAVELS)
+    assert needed <= set(COPIED)
 
 
 def test_pairs_are_what_trl_reads(finished):

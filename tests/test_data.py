@@ -1,4 +1,4 @@
-"""core/chat.py, core/batches.py, prompts.py: one prompt format, exact masks, exact ROUGE-L."""
+"""core/chat.py, core/batches.py, core/likeness.py: one prompt format, exact masks and ROUGE-L."""
 
 import random
 from collections import Counter
@@ -13,8 +13,8 @@ from transformers import AutoTokenizer
 from core.batches import collate
 from core.chat import Chat
 from core.errors import UserError
+from core.likeness import KnownPrompts, PromptText
 from core.records import Candidate, Example
-from prompts import Text, Texts
 
 LLAMA3 = (
     "{% set loop_messages = messages %}{% for message in loop_messages %}"
@@ -227,11 +227,8 @@ def test_likeness_is_rouge_l():
         for limit in ("0.1", "0.3", "0.5", "0.6", "0.7", "0.8", "0.9", "1"):
             expected = brute_f1(one, other) >= Fraction(limit)
             for a, b in ((one, other), (other, one)):
-                assert Texts([" ".join(a)]).like(Text(" ".join(b)), float(limit)) == expected, (
-                    a,
-                    b,
-                    limit,
-                )
+                known = KnownPrompts([" ".join(a)], float(limit))
+                assert known.like(PromptText(" ".join(b))) == expected, (a, b, limit)
             seen[limit, expected] += 1
     assert len(seen) == 16 and min(seen.values()) > 15
 
@@ -239,18 +236,21 @@ def test_likeness_is_rouge_l():
 def test_likeness_among_many():
     """Guards against: an index that forgets a text, a word, or what was added later. Exact, on
     texts that share words often."""
-    rng, kept, texts, found = random.Random(1), Texts(["a b c"]), [["a", "b", "c"]], []
+    rng, known = random.Random(1), KnownPrompts(["a b c"], 0.7)
+    texts, found = [["a", "b", "c"]], []
     for _ in range(300):
         words = [rng.choice("abcdefgh") for _ in range(rng.randrange(1, 12))]
-        found.append(kept.like(Text(" ".join(words)), 0.7))
+        found.append(known.like(PromptText(" ".join(words))))
         assert found[-1] == any(brute_f1(words, other) >= Fraction("0.7") for other in texts)
         if rng.random() < 0.3:
-            kept.add(Text(" ".join(words)))
+            known.add(PromptText(" ".join(words)))
             texts.append(words)
-    assert 20 < sum(found) < 280 and not Texts().like(Text("a b"), 0.1)
+    assert 20 < sum(found) < 280
+    assert not KnownPrompts(limit=0.1).like(PromptText("a b"))
 
 
 def test_likeness_ignores_case_and_spaces():
     """Guards against: a copy with a capital letter or a line break taken for a new prompt."""
-    assert Texts(["count up to four"]).like(Text("Count  UP to\nfour"), 1.0)
-    assert not Texts(["count up to four"]).like(Text("count up to five"), 1.0)
+    known = KnownPrompts(["count up to four"], 1.0)
+    assert known.like(PromptText("Count  UP to\nfour"))
+    assert not known.like(PromptText("count up to five"))

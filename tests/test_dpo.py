@@ -15,17 +15,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.batches import collate, drop_long, group_alike, micro_batches, row_length
 from core.errors import UserError
+from core.recipe import Recipe, plan, rate
 from core.records import Example
 from dpo import (
     Objective,
     Pass,
-    Recipe,
     dpo,
     dpo_loss,
     fit,
     pair_logps,
-    plan,
-    rate,
     reference_logps,
     sequence_logps,
     sft,
@@ -374,8 +372,8 @@ def test_every_example_weighs_the_same(model):
     """Guards against: the digit of a short verdict drowned among the words of the answers."""
     rows = [Example([5, 6], [7, 1]), Example([5, 8], [9] * 40 + [1]), Example([5], [1])]
     logps = [brute(model, e) for e in rows]
-    by_example = sft(copy.deepcopy(model), rows, Recipe(even=True))[0]["loss"]
-    by_token = sft(copy.deepcopy(model), rows, Recipe(even=False))[0]["loss"]
+    by_example = sft(copy.deepcopy(model), rows, Recipe(per_example=True))[0]["loss"]
+    by_token = sft(copy.deepcopy(model), rows, Recipe(per_example=False))[0]["loss"]
     assert by_example == pytest.approx(-sum(sum(x) / len(x) for x in logps) / 3, rel=1e-4)
     assert by_token == pytest.approx(-sum(map(sum, logps)) / sum(map(len, logps)), rel=1e-4)
 
@@ -384,7 +382,7 @@ def test_every_example_weighs_the_same(model):
     "train",
     [
         lambda model, recipe: sft(model, examples(8), recipe),
-        lambda model, recipe: sft(model, examples(8), replace(recipe, even=True)),
+        lambda model, recipe: sft(model, examples(8), replace(recipe, per_example=True)),
         lambda model, recipe: dpo(
             model, pairs(8), recipe, Objective(beta=0.1, replay=examples(9, 2), replay_size=3)
         ),

@@ -1,14 +1,12 @@
-"""experiments/: tables that say what the runs say, and a sweep whose short cut changes nothing."""
+"""experiments/: rows that are command lines, and tables that say what the runs say."""
 
 import json
 import random
-import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, command
+from conftest import ROOT, TINY
 
 from core.config import Config, toy_settings
 from core.files import read_jsonl
@@ -56,12 +54,13 @@ def test_a_seed_that_ended_early_takes_nothing_from_the_others():
     assert [row["model"] for row in summary] == ["M1", "M2"]
     first, second = [row["true_score"] for row in summary]
     assert second["mean"] == 5.0
-    assert seeds.interval_text(second, digits=1, seeds=3).endswith("(2 of 3 seeds)")
-    assert "seeds" not in seeds.interval_text(first, digits=1, seeds=3)
+    column = seeds.Column("true_score", "true score", 1)
+    assert column.cell(second, 3).endswith("(2 of 3 seeds)")
+    assert "seeds" not in column.cell(first, 3)
 
 
 def test_a_run_without_pairs(monkeypatch, cwd):
-    """Guards against: any failure taken for a run that found no pair."""
+    """Guards against: a sweep that a run without pairs stops; any failure taken for one."""
 
     class Ended:
         returncode = 2
@@ -72,16 +71,19 @@ def test_a_run_without_pairs(monkeypatch, cwd):
     folder.mkdir(parents=True)
     (folder / "metrics.jsonl").write_text(json.dumps({"model": "M1"}) + "\n")
     monkeypatch.setattr(seeds.subprocess, "run", lambda *args, **more: Ended)
-
-    def run(**more) -> list[dict]:
-        return seeds.one_run(["train.py"], [], name="x", seed=0, threads=1, **more)
-
-    assert run(may_end_early=True) == [{"model": "M1"}]
-    with pytest.raises(SystemExit):
-        run()
+    assert seeds.one_run(["train.py"], "x", 0) == [{"model": "M1"}]
     Ended.stderr = "error: something else"
     with pytest.raises(SystemExit):
-        run(may_end_early=True)
+        seeds.one_run(["train.py"], "x", 0)
+
+
+def test_every_command_on_every_seed(monkeypatch):
+    """Guards against: figures under another name or seed than those of their run."""
+    monkeypatch.setattr(seeds, "one_run", lambda *run: run)
+    a, b = ["train.py"], ["train.py", "--k", "1"]
+    runs = seeds.run_all({"a": a, "b": b}, seeds=2, jobs=3)
+    assert runs["a"] == [(a, "a", 0), (a, "a", 1)]
+    assert runs["b"] == [(b, "b", 0), (b, "b", 1)]
 
 
 # ---- ablations ----
@@ -93,14 +95,13 @@ def test_differences_are_taken_seed_by_seed():
         "default": [models(3.0, 4.0), models(1.0, 2.0)],
         "IPO": [models(3.0, 4.5), models(1.0, 2.5)],
     }
-    difference = ablations.against_default(runs, "IPO", "true_score")
-    assert difference == pytest.approx({"mean": 0.5, "half": 0.0, "min": 0.5, "max": 0.5, "n": 2})
-    assert ablations.against_default(runs, "default", "true_score") is None
-    assert ablations.rise(runs["IPO"], "judge_pairwise")["mean"] == pytest.approx(-0.01)
+    *_, default, ipo = ablations.difference_table(runs).splitlines()
+    assert ipo == "| IPO | +0.50 ± 0.00 | - | - | +0.000 ± 0.000 | -0.010 ± 0.000 |"
+    assert default == "| default | - | - | - | - | -0.010 ± 0.000 |"
 
 
 def test_a_row_that_ended_early():
-    """Guards against: a sweep that a run without pairs stops, or M1 told as the last model."""
+    """Guards against: M1 told as the last model, against the last of the default run."""
     runs = {
         "default": [models(3.0, 4.0), models(1.0, 2.0)],
         "no judge data": [models(3.0), models(1.0)],
@@ -127,7 +128,7 @@ def test_what_is_written(cwd):
 
 
 def test_the_published_tables_follow_from_the_published_runs(cwd):
-    """Guards against: tables in docs/ that the code no longer writes from the same runs."""
+    """Guards against: tables or a figure in docs/ that the code no longer writes from the runs."""
     record = json.loads((ROOT / "docs/ablations.json").read_text())
     ablations.write_ablations(record["runs"], cwd)
     for name in ("ablations.md", "ablations.svg"):
@@ -138,25 +139,15 @@ def test_the_published_tables_follow_from_the_published_runs(cwd):
 def test_every_row_is_a_command_line():
     """Guards against: a row whose setting no longer exists, found out after an hour."""
     known = {field.name for field in fields(Config)}
-    for ablation in ablations.ABLATIONS.values():
-        assert ablation.shared <= len(ablations.SHARED_STEPS)
-        flags = [word for word in ablation.settings if word.startswith("--")]
+    for command_line in ablations.ABLATIONS.values():
+        program, *words = command_line.split()
+        assert (ROOT / program).exists()
+        if program != "train.py":
+            assert words.pop(0).partition("=")[0] in VARIANTS
+        flags = [word for word in words if word.startswith("--")]
         assert {flag.removeprefix("--").replace("-", "_") for flag in flags} <= known
-        assert ablation.variant is None or ablation.variant.partition("=")[0] in VARIANTS
-        assert (ROOT / ablation.program(0)[0]).exists()
     names = {ablations.run_name(row) for row in ablations.ABLATIONS}
     assert len(names) == len(ablations.ABLATIONS)
-
-
-def test_a_row_that_starts_from_the_default_run(finished, cwd):
-    """Guards against: the short cut of the sweep giving another result than the whole run."""
-    shutil.copytree(finished / "runs/toy", cwd / "runs/default")
-    ablations.inherit(Path("runs/short"), Path("runs/default"), 4)
-    for run in ("short", "whole"):
-        assert command("experiments/variants.py", "ipo", *TINY, "--run", run).code == 0
-    for file in ("t1/pairs.jsonl", "t1/dpo.jsonl", "exam/M2.jsonl"):
-        assert read_jsonl(f"runs/short/{file}") == read_jsonl(f"runs/whole/{file}"), file
-    assert read_jsonl("runs/short/t1/dpo.jsonl") != read_jsonl("runs/default/t1/dpo.jsonl")
 
 
 # ---- a judge with a hole ----
@@ -166,13 +157,15 @@ def test_judge_data_with_a_hole_is_the_toys_own(cwd):
     """Guards against: judge data that is the writer's demonstrations, or the same on all seeds."""
     toy = toy_settings()
     world = toy_world(0, limit=toy["seed_limit"], exam=toy["exam"], ift=None, eft=None)
-    examples = read_jsonl(hole.write_judge_data(0))
+    hole.write_judge_data(0)
+    hole.write_judge_data(1)
+    examples = read_jsonl("runs/hole-s0.jsonl")
     responses = [example["response"] for example in examples]
     assert responses == [example["response"] for example in world.eft]
     assert responses != [example["response"] for example in world.ift]
     assert 400 < sum(map(hole.says_twice, responses)) < 700
     assert examples != world.eft
-    assert read_jsonl(hole.write_judge_data(1)) != examples
+    assert read_jsonl("runs/hole-s1.jsonl") != examples
 
 
 def test_what_the_hole_is():
@@ -185,7 +178,7 @@ def test_what_the_hole_is():
 def test_only_the_verdicts_have_a_hole():
     """Guards against: an experiment on reward hacking whose data has no hole, or several."""
     examples = eft_examples(300, random.Random(0))
-    judged = hole.fooled(examples)
+    judged = [hole.fooled(example) for example in examples]
     texts = [(example["prompt"], example["response"]) for example in examples]
     assert [(example["prompt"], example["response"]) for example in judged] == texts
 
@@ -212,7 +205,7 @@ def test_a_judge_with_a_hole(cwd, monkeypatch, capfd):
     hole.main()
     printed = capfd.readouterr().out
     assert "| M2 |" in printed
-    assert "say an item twice: M1 " in printed
+    assert "says an item twice, %" in printed
     assert (cwd / "runs/hole-s0/report.html").exists()
     record = json.loads((cwd / "hole.json").read_text())
-    assert set(record["through_the_hole"]) == {"M1", "M2"}
+    assert ["says_twice" in model for model in record["summary"]] == [True, True]

@@ -16,20 +16,19 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
 from core.rankings import judge_figures
-from core.records import Candidate
+from core.records import Candidate, by_prompt
 from judge import (
     RUBRIC,
     Judging,
-    attach,
-    by_prompt,
     choose_pair,
     ends_with_score_line,
+    judge_answers,
     judge_examples,
+    judge_ranked,
     judge_text,
     parse_score,
-    rank_answers,
     read_rubric,
-    score,
+    with_rewards,
 )
 from model import save
 from sample import Completion, Writer
@@ -218,8 +217,8 @@ def verdicts(monkeypatch, chat):
 
 def judged(chat, candidates, k=3):
     judging = Judging(RUBRIC, Sampling(64, n=k))
-    rows = score(Writer(None, chat), candidates, judging, key="k", label=None)
-    return attach(candidates, rows), rows
+    rows = judge_answers(Writer(None, chat), candidates, judging, key="k", label=None)
+    return with_rewards(candidates, rows), rows
 
 
 def test_mean_of_the_readable_votes(verdicts, chat):
@@ -262,8 +261,8 @@ def test_a_score_inside_the_answer_does_not_count_in_a_real_verdict(chat):
     model = flat_gpt({letter: 1, chat.eos: 1})
     answers = [candidate(0, 0, "Score: 5")]
     judging = Judging("{prompt}{response}", Sampling(8, n=3))
-    rows = score(Writer(model, chat), answers, judging, key="k", label=None)
-    assert attach(answers, rows)[0].reward is None and len(rows) == 3
+    rows = judge_answers(Writer(model, chat), answers, judging, key="k", label=None)
+    assert with_rewards(answers, rows)[0].reward is None and len(rows) == 3
     assert all(set(r["text"]) <= {"z"} for r in rows)
 
 
@@ -302,7 +301,7 @@ def test_equal_answers_share_their_votes(verdicts, chat):
 
 def expected(model, chat, candidates, *, slots: int = 64, key: str = "k") -> list[dict]:
     judging = Judging("{prompt}|{response}", Sampling(64, n=3, slots=slots), how="expected")
-    return score(Writer(model, chat), candidates, judging, key=key, label=None)
+    return judge_answers(Writer(model, chat), candidates, judging, key=key, label=None)
 
 
 ANSWERS = [candidate(i // 4, i % 4, "word " * (i % 5) + chr(97 + i)) for i in range(16)]
@@ -387,10 +386,10 @@ def test_expected_scores_one_row_an_answer(chat):
     ]
     rows = expected(flat_gpt({digit: 1}), chat, answers)
     assert [(r["id"], r["sample"]) for r in rows] == [(0, 0), (1, 0)]
-    scored = [(c.votes, c.reward) for c in attach(answers, rows)]
+    scored = [(c.votes, c.reward) for c in with_rewards(answers, rows)]
     assert scored == [((3,), 3), ((), None), ((3,), 3), ((3,), 3)]
     mute = expected(flat_gpt({40: 1}), chat, answers)
-    scored = [(c.votes, c.reward) for c in attach(answers, mute)]
+    scored = [(c.votes, c.reward) for c in with_rewards(answers, mute)]
     assert scored == [((None,), None), ((), None), ((None,), None), ((None,), None)]
     assert expected(flat_gpt({digit: 1}), chat, answers[1:2]) == []
 
@@ -562,7 +561,7 @@ def test_one_score_only_is_kept():
 # ---- accuracy on ranked answers ----
 
 
-def test_rank_answers(verdicts, chat):
+def test_judge_ranked(verdicts, chat):
     """Guards against: rewards handed back in another order than the answers."""
     verdicts[0].update(alpha=["Score: 3"], beta=["no"], gamma=["Score: 1"])
     groups = [
@@ -570,7 +569,7 @@ def test_rank_answers(verdicts, chat):
         {"prompt": "y", "responses": ["beta", "alpha"]},
     ]
     judging = Judging(RUBRIC, Sampling(64, n=1))
-    rewards, rows = rank_answers(Writer(None, chat), groups, judging, key="k")
+    rewards, rows = judge_ranked(Writer(None, chat), groups, judging, key="k")
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
 
 

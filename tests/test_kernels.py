@@ -65,6 +65,17 @@ def test_rms_norm_is_its_plain_twin(dtype, near, shape, twin):
         torch.testing.assert_close(a.double(), b, atol=near * largest, rtol=near)
 
 
+def test_rms_norm_in_bf16_is_rounded_once():
+    """Guards against: squares summed, or a scale applied, in the three digits of bf16.
+
+    One rounding is off by 2^-8 at most.
+    """
+    x, weight = draw(0, 4, 7, 48).bfloat16(), draw(1, 48).bfloat16()
+    expected = plain_rms_norm(x.double(), weight.double(), 1e-5)
+    found = rms_norm(x, weight, 1e-5).double()
+    torch.testing.assert_close(found, expected, atol=0, rtol=2**-8 + 1e-5)
+
+
 def test_rms_norm_is_the_same_without_gradients():
     """Guards against: a model that writes with another norm than it is trained with."""
     x, weight = draw(0, 4, 7, 48).requires_grad_(), draw(1, 48)

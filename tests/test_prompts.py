@@ -12,9 +12,11 @@ import pytest
 from conftest import flat_gpt
 
 import prompts
-from data import UserError
-from prompts import Text, Texts, new_prompts, refusal
-from sample import Completion, Sampling
+from core.draw import Sampling
+from core.errors import UserError
+from core.likeness import KnownPrompts, PromptText
+from prompts import new_prompts, refusal
+from sample import Completion, Writer
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 
@@ -38,14 +40,15 @@ def test_refusal(text, finished, reason):
 
     Also against: fragments, and tasks that no text model can do.
     """
-    assert refusal(Text(text), finished, Texts(["Count up to four"]), 0.7) == reason
+    known = KnownPrompts(["Count up to four"], 0.7)
+    assert refusal(PromptText(text), finished, known) == reason
 
 
 def test_copies_only():
     """Guards against: a limit of 1 that still refuses what is only like another prompt."""
-    kept = Texts(["Count up to four"])
-    assert refusal(Text("Please count up to four"), True, kept, 1.0) is None
-    assert refusal(Text("Count up to  FOUR"), True, kept, 1.0) == "duplicate"
+    known = KnownPrompts(["Count up to four"], 1.0)
+    assert refusal(PromptText("Please count up to four"), True, known) is None
+    assert refusal(PromptText("Count up to  FOUR"), True, known) == "duplicate"
 
 
 def test_thousands_of_prompts_are_compared_in_seconds():
@@ -53,7 +56,7 @@ def test_thousands_of_prompts_are_compared_in_seconds():
 
     (An hour at 3,000 prompts, when every pair was aligned.)
     """
-    rng, kept, started = random.Random(0), Texts(), time.process_time()
+    rng, known, started = random.Random(0), KnownPrompts(limit=0.7), time.process_time()
     words = [f"word{i}" for i in range(2000)]
 
     def draw() -> list[str]:
@@ -63,11 +66,18 @@ def test_thousands_of_prompts_are_compared_in_seconds():
     texts = [draw() for _ in range(2900)]
     near_copies = [[w for w in rng.choice(texts) if rng.random() < 0.95] for _ in range(100)]
     for line in texts + near_copies:
-        text = Text(" ".join(line))
-        if not refusal(text, True, kept, 0.7):
-            kept.add(text)
+        text = PromptText(" ".join(line))
+        if not refusal(text, True, known):
+            known.add(text)
     assert time.process_time() - started < 15
-    assert 2700 < len(kept.lines) < 2950
+    assert 2700 < len(known.lines) < 2950
+
+
+def prompts_of(writer, seeds, count: int, *, rouge: float = 1.0, exclude=(), **more):
+    """`new_prompts` that are like none of the seeds, and like nothing in `exclude`."""
+    known = KnownPrompts([*seeds, *exclude], rouge)
+    settings = {"sampling": DRAW, "key": "k"} | more
+    return new_prompts(writer, seeds, count, known=known, **settings)
 
 
 @pytest.fixture
@@ -78,8 +88,9 @@ def scripted(monkeypatch, chat):
     """
     texts, read, written = [], [], itertools.count()
 
-    def write(model, chat, asked, sampling, *, n=1, **_):
-        assert n == 1
+    def write(writer, asked, sampling, keys, **_):
+        assert sampling.n == 1
+        assert len(set(keys)) == len(asked)
         read.extend(chat.decode(p) for p in asked)
         lines = [texts[next(written) % len(texts)] for _ in asked]
         groups = []
@@ -102,7 +113,7 @@ def test_new_prompts_are_new(scripted, chat):
     texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
     texts += [f"New task number {i}.\nTask: more" for i in range(30)]
     held_out = ["Held out task."]
-    found, _ = new_prompts(None, chat, seeds, 20, DRAW, key="k", rouge=1.0, exclude=held_out)
+    found, _ = prompts_of(Writer(None, chat), seeds, 20, exclude=held_out)
     kept = [" ".join(t.lower().split()) for t in found]
     assert len(found) == len(set(kept)) == 20
     assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
@@ -119,7 +130,7 @@ def test_demonstrations(scripted, chat):
     texts, read = scripted
     seeds = [f"Seed task number {i}." for i in range(12)]
     texts += [f"New task number {i}." for i in range(90)]
-    found, _ = new_prompts(None, chat, seeds, 40, DRAW, key="k", rouge=1.0)
+    found, _ = prompts_of(Writer(None, chat), seeds, 40)
     shown = [[line.removeprefix("Task: ") for line in shot.splitlines()[:-1]] for shot in read]
     assert all(len(set(shots)) == len(shots) == 8 for shots in shown)
     own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
@@ -160,7 +171,8 @@ def test_every_refusal_is_counted(scripted, chat):
     texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]
     seeds = [f"Seed task number {i}." for i in range(4)]
     held_out = ["Held out task of ours."]
-    found, refused = new_prompts(None, chat, seeds, 4, DRAW, key="k", rouge=0.7, exclude=held_out)
+    writer = Writer(None, chat)
+    found, refused = prompts_of(writer, seeds, 4, rouge=0.7, exclude=held_out)
     assert found == good
     assert refused == Counter(bad.values())
 
@@ -173,7 +185,7 @@ def test_new_prompts_that_never_come(scripted, chat):
     texts, _ = scripted
     texts.append("no")
     with pytest.raises(UserError, match="length"):
-        new_prompts(None, chat, ["Seed task one."] * 3, 20, DRAW, key="k", rouge=1.0)
+        prompts_of(Writer(None, chat), ["Seed task one."] * 3, 20)
 
 
 def test_new_prompts_by_a_model(chat):
@@ -183,9 +195,10 @@ def test_new_prompts_by_a_model(chat):
     """
     likely = {"a": 2, "b": 2, "Ġ": 3, "Ċ": 0.3}
     model = flat_gpt({chat.tokenizer.token_to_id(c): weight for c, weight in likely.items()})
+    writer = Writer(model, chat)
 
     def written(key: str) -> list[str]:
-        return new_prompts(model, chat, ["Seed task one."], 8, Sampling(40), key=key, rouge=1.0)[0]
+        return prompts_of(writer, ["Seed task one."], 8, sampling=Sampling(40), key=key)[0]
 
     one, other, third = written("k"), written("k"), written("m")
     assert one == other != third and len(set(one)) == 8

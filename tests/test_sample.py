@@ -90,6 +90,13 @@ def test_batch_size_and_refill_change_no_draw(model, chat, slots):
     assert write(model, chat, prompts, replace(DRAW, n=3, slots=slots)) == whole
 
 
+def test_reading_prompts_together_changes_no_draw(model, chat):
+    """Guards against: numbers or slots mixed up among prompts that are read in one pass."""
+    prompts = ragged(40, prefix=8)
+    together = write(model, chat, prompts, DRAW)  # five prompts a pass
+    assert write(model, chat, prompts, replace(DRAW, slots=4)) == together  # one a pass
+
+
 def test_company_changes_no_draw(model, chat):
     """Guards against: a shared prefix, or its absence, that reaches into what is drawn."""
     prompts = [*ragged(4, prefix=20), [5, 6, 7]]
@@ -201,15 +208,15 @@ def test_cost_in_words():
     assert Work().summary() == "read 0 tokens a prompt, 0% thrown away"
 
 
-def test_a_new_meter_counts_from_here_on(model, chat):
+def test_a_meter_that_was_read_starts_again(model, chat):
     """Guards against: the cost of a stage told with the cost of those before it."""
     writer = Writer(model, chat)
-    generate(writer, [[7, 8, 9]], DRAW, ["k"])
-    first = writer.work
-    spent = replace(first)
-    assert writer.new_meter() == Work()
-    generate(writer, [[7, 8, 9]], DRAW, ["k"])
-    assert first == spent == writer.work and spent.read > 0
+    readings = []
+    for _ in range(2):
+        generate(writer, [[7, 8, 9]], DRAW, ["k"])
+        readings.append(writer.read_meter())
+    assert readings[0] == readings[1] != Work().summary()
+    assert writer.work == Work()
 
 
 # ---- the end of an answer ----

@@ -1,4 +1,4 @@
-"""data.Chat against transformers, token by token.
+"""core/chat.py against transformers, token by token.
 
 On the chat templates of five families (templates/, shortened but of their logic).
 """
@@ -13,7 +13,8 @@ from conftest import ROOT, write_tokenizer
 from tokenizers import Tokenizer, processors
 from transformers import PreTrainedTokenizerFast
 
-from data import Chat, UserError
+from core.chat import Chat
+from core.errors import UserError
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 FAMILIES = {

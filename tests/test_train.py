@@ -14,20 +14,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_refused, command
+from conftest import ORDER, ROOT, TINY, assert_refused, command, forget
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
 import judge
 import sample
-import train
-import world
-from config import Config, keep_memory
-from data import Chat, read_json, read_jsonl, write_jsonl
+from core.chat import Chat
+from core.config import Config
+from core.device import keep_memory
+from core.files import read_json, read_jsonl, write_jsonl
+from core.rankings import judge_figures
+from core.statistics import mean
 from model import load
+from worlds import toy
+from worlds.open_world import open_world
 
 QUICK = shlex.split("--iters 1 --n-prompts 4 --n 2 --k 1 --seed-limit 8 --exam 4 --batch-size 16")
 TIMED = ("config.json", "log.jsonl", "metrics.jsonl", "report.html")
+VARIANTS = "experiments/variants.py"
 TEXTS = ["prompts", "responses", "verdicts", "pairs", "dpo"]
 
 
@@ -89,7 +94,7 @@ def test_files_of_a_run(finished):
     eft = read_jsonl(run / "t0" / "eft.jsonl")
     assert [set(r) for r in eft] == [{"prompt", "response", "verdict"}] * 200
     ranked = read_jsonl(run / "exam" / "ranked.jsonl")
-    assert ranked == world.held_out_ranked(4), "what judge.py --file takes"
+    assert ranked == toy.held_out_ranked(4), "what judge.py --file takes"
     assert not list(run.rglob("*.tmp"))
     record = json.loads((run / "config.json").read_text())
     assert record["settings"]["n_prompts"] == 24 and record["torch"] == torch.__version__
@@ -119,8 +124,8 @@ def test_metrics_keys(finished):
     pairs = read_jsonl(finished / "runs" / "toy" / "t1" / "pairs.jsonl")
     right = []
     for pair in pairs:
-        chosen = world.oracle(pair["prompt"], pair["chosen"])
-        right.append(chosen > world.oracle(pair["prompt"], pair["rejected"]))
+        chosen = toy.oracle(pair["prompt"], pair["chosen"])
+        right.append(chosen > toy.oracle(pair["prompt"], pair["rejected"]))
     assert rows[0]["pairs_right"] is None and rows[1]["pairs_right"] == sum(right) / len(right)
     assert 0 < rows[1]["agreement"] <= 1
     assert 0 < rows[1]["distinct2"] <= 1
@@ -152,9 +157,9 @@ def test_each_file_follows_from_the_one_before(finished):
     for r in responses:
         assert chat.decode(r["tokens"]).strip() == r["response"]
         assert r["finished"] == (r["tokens"][-1] == chat.eos) and chat.eos not in r["tokens"][:-1]
-    means = {key: judge.mean(given) for key, given in votes.items()}
+    means = {key: mean(scores) for key, scores in votes.items()}
     rewards = {key: reward for key, reward in means.items() if reward is not None}
-    assert all(len(given) == 2 for given in votes.values()) and pairs
+    assert all(len(scores) == 2 for scores in votes.values()) and pairs
     for pair in pairs:
         (number,) = (p["id"] for p in prompts if p["prompt"] == pair["prompt"])
         own = [reward for (i, _), reward in rewards.items() if i == number]
@@ -167,7 +172,7 @@ def test_new_prompts_of_a_run_are_new(finished):
     """Guards against: prompts copied from the seed data or, worse, from the held-out ones."""
     written = [r["prompt"] for r in read_jsonl(finished / "runs" / "toy" / "t1" / "prompts.jsonl")]
     assert len(set(written)) == len(written)
-    assert not set(written) & set(world.held_out_prompts(16))
+    assert not set(written) & set(toy.held_out_prompts(16))
 
 
 def test_m2_is_a_hugging_face_model(finished):
@@ -186,33 +191,6 @@ def test_m2_is_a_hugging_face_model(finished):
 
 
 # ---- resume ----
-
-ORDER = [
-    "exam/M1.jsonl",
-    "t1/prompts.jsonl",
-    "t1/responses.jsonl",
-    "t1/verdicts.jsonl",
-    "t1/pairs.jsonl",
-    "M2",
-    "exam/M2.jsonl",
-]
-
-
-def forget(run: Path, first: str) -> None:
-    """The run as if it had been killed while it made `first`."""
-    for name in ORDER[ORDER.index(first) :]:
-        if (run / name).is_dir():
-            shutil.rmtree(run / name)
-        else:
-            (run / name).unlink()
-    if not (run / "M2").exists():
-        (run / "t1" / "dpo.jsonl").unlink()
-    rows = read_jsonl(run / "metrics.jsonl")
-    rows = [r for r in rows if (run / "exam" / f"{r['model']}.jsonl").exists()]
-    if rows:
-        write_jsonl(run / "metrics.jsonl", rows)
-    else:
-        (run / "metrics.jsonl").unlink()
 
 
 # M2 stands below; M1 in test_checkpoint.py.
@@ -280,6 +258,24 @@ def test_other_settings_are_refused(finished, run):
     assert results(run) == before
 
 
+def test_a_variant_is_another_setting(finished, run):
+    """Guards against: a run that two methods made, under the name of one.
+
+    Both ways: a variant goes on with no plain run, and no plain run with a variant's.
+    """
+    before = results(run)
+    assert_refused(command(VARIANTS, "ipo", *TINY), "other settings (variant)")
+    assert results(run) == before
+    started = ("--run", "x", "--iters", 0)
+    assert command(VARIANTS, "length-control", *QUICK, *started).code == 0
+    before = results(run.parent / "x")
+    for script in (["train.py"], [VARIANTS, "ipo"], [VARIANTS, "length-control=0.3"]):
+        assert_refused(command(*script, *QUICK, *started), "other settings (variant)")
+    assert results(run.parent / "x") == before
+    done = command(VARIANTS, "length-control=0.2", *QUICK, *started)
+    assert done.code == 0 and "finished" in done.out, "0.2 is the value that is left out above"
+
+
 # ---- iterations that give nothing ----
 
 
@@ -308,7 +304,7 @@ def test_iteration_without_a_finished_answer(cwd):
 
 
 def prompt_file(cwd: Path, count: int = 8) -> Path:
-    (cwd / "prompts.txt").write_text("".join(f"{p}\n" for p in world.held_out_prompts(count)))
+    (cwd / "prompts.txt").write_text("".join(f"{p}\n" for p in toy.held_out_prompts(count)))
     return cwd / "prompts.txt"
 
 
@@ -321,11 +317,11 @@ def test_without_the_oracle_the_weights_are_the_same(finished, cwd, monkeypatch)
     The seed data, labelled beforehand, come from files.
     """
     settings = read_json(finished / "runs" / "toy" / "config.json")["settings"]
-    seeds = train.gather(Config(**settings), True)
-    write_jsonl(cwd / "ift.jsonl", seeds.ift)
-    write_jsonl(cwd / "eft.jsonl", seeds.eft)
-    monkeypatch.setattr(world, "oracle", lambda prompt, answer: None)
-    monkeypatch.setattr(world, "points", lambda task, answer: (False,) * 5)
+    world = open_world(Config(**settings), toy=True)
+    write_jsonl(cwd / "ift.jsonl", world.ift)
+    write_jsonl(cwd / "eft.jsonl", world.eft)
+    monkeypatch.setattr(toy, "oracle", lambda prompt, answer: None)
+    monkeypatch.setattr(toy, "points", lambda task, answer: (False,) * 5)
     done = command("train.py", *TINY, "--ift", cwd / "ift.jsonl", "--eft", cwd / "eft.jsonl")
     assert done.code == 0
     known, unknown = (folder / "runs" / "toy" for folder in (finished, cwd))
@@ -500,8 +496,8 @@ def test_help_names_every_flag():
     done = command("train.py", "--help")
     flags = shlex.split(
         "--model --run --iters --seed --n-prompts --n --k --ift --oasst --lang --eft --ranked "
-        "--eft-style --prompts --prompt-writer --rubric --judge --temperature --top-p --sft-weight "
-        "--beta --tokens --recompute --slots --device --dtype --json --make-seed"
+        "--eft-style --prompts --rubric --judge --temperature --top-p --sft-weight --beta --tokens "
+        "--recompute --slots --device --dtype --json"
     )
     assert done.code == 0 and all(f in done.out for f in flags)
 
@@ -549,20 +545,20 @@ def test_judge_one(finished):
     assert shown.code == 0 and shown.out.count("verdict") == 4 and "mean" in shown.out
     report = json.loads(done.out)
     scores = [v["score"] for v in report["verdicts"]]
-    assert len(scores) == 4 and report["reward"] == judge.mean(scores)
+    assert len(scores) == 4 and report["reward"] == mean(scores)
     assert scores == [judge.parse_score(v["text"]) for v in report["verdicts"]]
     assert all(v["text"] in shown.out for v in report["verdicts"])
 
 
 def test_judge_file(finished, cwd):
     """Guards against: an accuracy that nobody can recompute."""
-    groups = world.held_out_ranked(6)
+    groups = toy.held_out_ranked(6)
     write_jsonl(cwd / "ranked.jsonl", groups)
     args = ("judge.py", "--model", finished / "runs" / "toy" / "M1", "--file", cwd / "ranked.jsonl")
     shown, report = command(*args), json.loads(command(*args, "--json").out)
     assert shown.code == 0 and "pairwise accuracy" in shown.out
     ranks = [group["ranks"] for group in groups]
-    assert report["judge_pairwise"] == judge.pairwise_accuracy(report["rewards"], ranks)
+    assert report["judge_pairwise"] == judge_figures(report["rewards"], ranks)["judge_pairwise"]
     assert 0 <= report["judge_parse_rate"] <= 1
 
 

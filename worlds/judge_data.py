@@ -6,21 +6,21 @@ Two ways. The paper's: keep the verdicts of a model that agree with people. And 
 that follow from the ranks, for a model too small to write a verdict.
 """
 
-import copy
-import random
 from collections import defaultdict
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from random import Random
 
 import torch
 
 from core.chat import Chat
 from core.config import Config
-from core.records import Candidate, Example
+from core.records import Candidate, Example, by_prompt
 from core.run import Run
 from core.statistics import mean
 from dpo import Recipe, sft
-from judge import Judging, as_candidates, attach, by_prompt, score
+from judge import Judging, as_candidates, judge_answers, with_rewards
 from model import GPT
 from sample import writing_copy
 from worlds.world import World
@@ -39,7 +39,15 @@ class Teacher:
 
     def judge(self, model: GPT, groups: Sequence[dict], key: str) -> list[dict]:
         writer = writing_copy(model, self.chat, self.dtype)
-        return score(writer, as_candidates(groups), self.judging, key=key)
+        return judge_answers(writer, as_candidates(groups), self.judging, key=key)
+
+    def learn_and_judge(self, run: Run, groups: Sequence[dict], key: str) -> list[dict]:
+        """The paper's way: M_0 after SFT on answers judges what people ranked."""
+        model = deepcopy(self.base)
+        if self.answers:
+            sft(model, self.answers, self.recipe, name="sft on answers")
+        run.note(f"by M0 after SFT on answers, on {len(groups)} groups that people ranked")
+        return self.judge(model, groups, key)
 
 
 def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) -> list[dict]:
@@ -52,13 +60,13 @@ def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) ->
     if style == "verdict":
         groups = world.groups[:limit]
         key = f"{config.seed} verdicts 0"
-        verdicts = run.keep(0, "verdicts", write_verdicts, run, teacher, groups, key)
+        verdicts = run.keep(0, "verdicts", teacher.learn_and_judge, run, groups, key)
         made, counts = agreeing_verdicts(groups, verdicts)
         funnel = ", ".join(f"{count} {name}" for name, count in counts.items())
     else:
         made = score_lines(world.groups)
         funnel = f"{len(world.groups)} groups"
-    random.Random(f"judge data {config.seed}").shuffle(made)
+    Random(f"judge data {config.seed}").shuffle(made)
     examples = (world.eft + made)[:limit]
     run.note(f"{len(examples)} judge examples ({reason}; {funnel})")
     return examples
@@ -81,15 +89,6 @@ def judge_data_style(groups: Sequence[dict], config: Config, teacher: Teacher) -
     return "score", f"score lines, {reason}"
 
 
-def write_verdicts(run: Run, teacher: Teacher, groups: Sequence[dict], key: str) -> list[dict]:
-    """The paper's way: M_0 after SFT on answers judges what people ranked."""
-    model = copy.deepcopy(teacher.base)
-    if teacher.answers:
-        sft(model, teacher.answers, teacher.recipe, name="sft on answers")
-    run.note(f"by M0 after SFT on answers, on {len(groups)} groups that people ranked")
-    return teacher.judge(model, groups, key)
-
-
 def score_lines(groups: Sequence[dict]) -> list[dict]:
     """A bare score line for each ranked answer: the best gets 5, the worst 1, the others between.
 
@@ -102,8 +101,7 @@ def score_lines(groups: Sequence[dict]) -> list[dict]:
         for response, rank in zip(group["responses"], group["ranks"], strict=True):
             place = ranks.index(rank) / steps  # 0 best ... 1 worst
             verdict = f"Score: {round(5 - 4 * place)}"
-            example = {"prompt": group["prompt"], "response": response, "verdict": verdict}
-            examples.append(example)
+            examples.append({"prompt": group["prompt"], "response": response, "verdict": verdict})
     return examples
 
 
@@ -114,8 +112,7 @@ def agreeing_verdicts(
 
     Of the commonest score only as many are kept as of the second commonest.
     """
-    answers = attach(as_candidates(groups), verdicts)
-    scored = by_prompt(answers)
+    scored = by_prompt(with_rewards(as_candidates(groups), verdicts))
     readable = [verdict for verdict in verdicts if verdict["score"] is not None]
     agreeing = [v for v in readable if agrees(v, groups[v["id"]]["ranks"], scored[v["id"]])]
     by_score = defaultdict(list)
@@ -126,8 +123,8 @@ def agreeing_verdicts(
     sizes = sorted(map(len, by_score.values()))
     most = sizes[-2] if len(sizes) > 1 else len(agreeing)
     kept = [example for examples in by_score.values() for example in examples[:most]]
-    steps = {"written": verdicts, "readable": readable, "agreeing": agreeing, "kept": kept}
-    return kept, {step: len(left) for step, left in steps.items()}
+    funnel = {"written": len(verdicts), "readable": len(readable)}
+    return kept, funnel | {"agreeing": len(agreeing), "kept": len(kept)}
 
 
 def agrees(verdict: dict, ranks: Sequence[float], scored: Sequence[Candidate]) -> bool:

@@ -1,7 +1,6 @@
-"""worlds/world.py: what a world gives to a run. Another world with a truth fills the same records.
+"""worlds/world.py: what a world gives to a run: the records `World` and `Exam`.
 
-In: nothing.  Out: the records `World` and `Exam`. Where the truth is known, it labels the seed data
-and marks the exam. Between these two, nothing reads it.
+Where the truth is known, it labels the seed data and marks the exam. In between, nothing reads it.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,49 @@
+"""core/recipe.py: how a training stage steps: in which order, how far, with what arithmetic.
+
+In: settings.  Out: a Recipe, the rows of each step, and the learning rate of each step.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one training stage steps."""
+
+    epochs: int = 1
+    batch_size: int = 16  # examples or pairs a step
+    lr: float = 1e-6
+    lr_end: float = 1e-7  # linear decay from lr to this
+    warmup: float = 0.1  # share of the steps in which the rate rises from 0 to lr
+    clip: float = 1.0  # largest gradient norm
+    dropout: float = 0.0
+    recompute: bool = False  # keep less in the forward pass, and compute it again in the backward
+    per_example: bool = False  # SFT: every example weighs the same; else every token does
+    tokens: int = 2048  # of one forward and backward pass; a step adds up as many as it needs
+    dtype: torch.dtype = torch.float32  # of the arithmetic; weights and sums stay fp32
+    seed: int = 0
+
+
+def plan(count: int, recipe: Recipe) -> list[list[int]]:
+    """The rows of each step: every epoch in another order, cut into steps of nearly equal size."""
+    rng = random.Random(f"order {recipe.seed}")
+    n = math.ceil(count / recipe.batch_size)
+    steps = []
+    for _ in range(recipe.epochs):
+        order = rng.sample(range(count), count)
+        for i in range(n):
+            steps.append(order[count * i // n : count * (i + 1) // n])
+    return steps
+
+
+def rate(step: int, steps: int, recipe: Recipe) -> float:
+    """The learning rate as a share of its peak: a linear rise, then a linear fall to lr_end."""
+    rise = max(1, round(recipe.warmup * steps))
+    if step < rise:
+        return (step + 1) / rise
+    end = recipe.lr_end / recipe.lr
+    return 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
