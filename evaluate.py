@@ -1,9 +1,8 @@
 """evaluate.py: two models head to head, from the command line.
 
 In: two models, a file of prompts, and a judge: a third model, or the truth of the toy world.
-Out: shares of wins, ties and losses, as text or JSON. It only reads; nothing here feeds training.
-Three things cannot win: the order (the judge sees both), the length (see length_controlled), and a
-missing score (it ties).
+Out: shares of wins, ties and losses, as text or JSON. Three things cannot win: the order (the judge
+sees both), the length (see length_controlled), and a missing score (it ties).
 
     python evaluate.py runs/toy/M4 runs/toy/M1 --judge runs/toy/M1 --prompts runs/toy/exam/M1.jsonl
 """
@@ -40,11 +39,11 @@ Answer A:
 Answer B:
 {}"""
 Answers = Sequence[Candidate]  # one to each prompt
+RESULTS = {"win": 1, "tie": 0.5, "lose": 0}  # points of a prompt
 
 
-# ---- points: 1 a win, 0.5 a tie, 0 a loss ----
 def preferred(judge: Writer, ours: Answers, theirs: Answers, *, slots: int) -> list[float]:
-    """Points for each prompt: 1 where the judge prefers ours in both orders, 0.5 in one, else 0.
+    """Points for each prompt: half a point for each order in which the judge prefers ours.
 
     The more likely of the letters A and B decides. A judge that always likes the first answer ends
     in ties, not in wins. Raises UserError where the tokenizer does not tell the letters apart.
@@ -73,10 +72,9 @@ def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dic
     """Points -> shares with 95 % bootstrap intervals over prompts, and the part of length."""
     one_each = [1] * len(points)
     report = {"prompts": len(points)}
-    results = {"win": 1, "tie": 0.5, "lose": 0}
-    for name, result in results.items():
+    for name, result in RESULTS.items():
         report[f"{name}_rate"] = mean(point == result for point in points)
-    for name, result in results.items():
+    for name, result in RESULTS.items():
         hits = [point == result for point in points]
         report[f"{name}_interval"] = bootstrap_interval(hits, one_each)
     our_length = mean(len(answer.tokens) for answer in ours)
@@ -92,7 +90,7 @@ def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dic
 def length_controlled(points: Sequence[float], ours: Answers, theirs: Answers) -> float | None:
     """The mean of two means: of our points where our answer is the longer one, and where it is not.
 
-    Each counts half, however many prompts it has. None where one of the two never happens.
+    None where one of the two never happens.
     """
     longer = []
     not_longer = []
@@ -102,13 +100,8 @@ def length_controlled(points: Sequence[float], ours: Answers, theirs: Answers) -
     return mean([mean(longer), mean(not_longer)]) if longer and not_longer else None
 
 
-# ---- the comparison ----
 def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
-    """Both models answer the prompts of a file; then the judge compares.
-
-    The truth of the toy world scores all answers. A model compares them in both orders, and also
-    scores each by itself.
-    """
+    """Both models answer the prompts; the truth scores the answers, or a model compares them."""
     prompts = read_prompts(args.prompts)[: args.count]
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     ours = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
@@ -134,11 +127,10 @@ def model_scores(judge: Writer, answers: Answers, judging: Judging) -> list[floa
     return [answer.reward for answer in scored]
 
 
-# ---- for people ----
 def comparison_line(report: dict, heading: str) -> str:
     """One result of head_to_head as a line of text."""
     shares = []
-    for name in ("win", "tie", "lose"):
+    for name in RESULTS:
         low, high = report[f"{name}_interval"]
         shares.append(f"{name} {report[f'{name}_rate']:.1%} ({low:.1%} to {high:.1%})")
     points = f"points {report['points']:.1%}"

@@ -1,9 +1,7 @@
 """report.py: the command that writes the report of a run, in the middle of it or at its end.
 
-In: the directories of one run or of several.  Out: report.html in the first (measure/page.py).
-
-    python report.py runs/toy               # writes runs/toy/report.html again
-    python report.py runs/a runs/b          # several side by side: runs/a/report.html
+python report.py runs/toy               # writes runs/toy/report.html again
+python report.py runs/a runs/b          # several side by side: runs/a/report.html
 """
 
 import sys

@@ -149,7 +149,7 @@ class Loop:
     def prompt_rows(self, writer: Writer, t: int) -> list[dict]:
         c = self.config
         if c.prompts:
-            prompts = read_prompts(c.prompts, c.n_prompts, trip=t)
+            prompts = read_prompts(c.prompts, c.n_prompts, iteration=t)
             self.run.note(f"{len(prompts)} kept, from {c.prompts}")
         else:
             prompts = self.write_prompts(writer, t)

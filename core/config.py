@@ -33,7 +33,7 @@ class Config:
     # ---- the run ----
     model: str | None = setting(None, "base model M_0, a Hugging Face directory (default: seed/)")
     run: str | None = setting(None, "the files go to runs/NAME (default: the model's name, or toy)")
-    iters: int = setting(3, "trips round the loop; 3 make M_2, M_3 and M_4", least=0)
+    iters: int = setting(3, "iterations; 3 make M_2, M_3 and M_4", least=0)
     seed: int = setting(0, "names all randomness; the same seed draws the same texts")
 
     # ---- what people wrote (docs/real-model.md) ----
@@ -49,7 +49,7 @@ class Config:
     exam: int = setting(32, "held-out prompts, and groups of ranked answers", toy=400, least=1)
 
     # ---- new prompts and answers ----
-    n_prompts: int = setting(256, "new prompts an iteration", toy=1024, least=1)
+    n_prompts: int = setting(256, "new prompts per iteration", toy=1024, least=1)
     rouge: float = setting(
         0.7, "a prompt this much like an earlier one is refused; 1: copies", toy=1.0
     )

@@ -31,7 +31,7 @@ class Candidate:
     reward: float | None = None  # mean of the readable votes; None where no vote could be read
 
     def row(self) -> dict:
-        """The line of responses.jsonl. Other files of the trip hold prompts and votes."""
+        """The line of responses.jsonl. Other files of the iteration hold prompts and votes."""
         columns = ("id", "sample", "response", "finished", "tokens")
         return {name: getattr(self, name) for name in columns}
 

@@ -4,18 +4,21 @@
     python experiments/ablations.py --only "IPO;meta"          # prints the tables of some rows
 
 In: nothing.  Out: tables and a figure.
-A row is the default run with one or two things changed. A finished run is not run again, so a sweep
-that was stopped goes on.
+A row is the default run with one or two things changed. What a change cannot touch is not made
+again: a row starts from files of the default run of its seed. Every stage depends on settings and
+files alone, so the result is the same. A finished run is not run again, so a stopped sweep goes on.
 """
 
 import json
 import re
+import shutil
 import sys
 from html import escape
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.files import read_jsonl, write_jsonl
 from core.statistics import student_interval
 from experiments.seeds import COLUMNS, Column, experiment_parser, markdown_table, run_all, summarise
 
@@ -49,6 +52,24 @@ ABLATIONS = {
     "250 seed examples": "train.py --seed-limit 250",
     "500 seed examples, no replay": "train.py --seed-limit 500 --replay 0",
 }
+# The files of a run up to the verdicts of M_1, in the order of the stages.
+STAGES = {
+    "M_1": ("M1", "sft.jsonl", "t0"),
+    "prompts": ("exam/M1.jsonl", "exam/rewards-M1.jsonl", "metrics.jsonl", "t1/prompts.jsonl"),
+    "answers": ("t1/responses.jsonl",),
+    "verdicts": ("t1/verdicts.jsonl",),
+}
+# The last stage that a row shares with the default run; for rows that are not listed, "verdicts".
+LAST_SHARED = {
+    "K = 1": "M_1",
+    "frozen judge M_1": "answers",
+    "oracle as judge": "answers",
+    "expected scores": "M_1",
+    "no judge data": None,
+    "500 seed examples": None,
+    "250 seed examples": None,
+    "500 seed examples, no replay": None,
+}
 MAIN_COLUMNS = COLUMNS[:4]
 TRUE_SCORE, _, _, JUDGE = MAIN_COLUMNS
 QUANTITIES = (*MAIN_COLUMNS, Column("pairs", "pairs from 1,024 prompts", 0))
@@ -70,11 +91,38 @@ def run_name(row: str) -> str:
     return "ab-" + re.sub(r"\W+", "-", row)
 
 
+def inherit(run: Path, default: Path, last: str | None) -> None:
+    """Copies the files that a row shares with the default run, whole or not at all.
+
+    `last` is the last shared stage. A run that has begun is left alone.
+    """
+    if run.exists() or last is None:
+        return
+    copy = run.with_name(run.name + ".tmp")
+    shutil.rmtree(copy, ignore_errors=True)
+    for stage, names in STAGES.items():
+        for name in names:
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            if (default / name).is_dir():
+                shutil.copytree(default / name, copy / name)
+            elif name == "metrics.jsonl":  # of the models in it, only M_1 is shared
+                write_jsonl(copy / name, read_jsonl(default / name)[:1])
+            else:
+                shutil.copy(default / name, copy / name)
+        if stage == last:
+            break
+    copy.rename(run)
+
+
 def sweep(rows: list[str], *, seeds: int, jobs: int) -> Runs:
-    """Each row on every seed. The default run comes first: its M_1 is the frozen judge."""
+    """Each row on every seed. The default run comes first: the others start from its files."""
     commands = {run_name(row): ABLATIONS[row].split() for row in rows}
     default = {"ab-default": commands.pop("ab-default")}
     runs = run_all(default, seeds=seeds, jobs=jobs)
+    for row in rows[1:]:
+        for seed in range(seeds):
+            run = Path(f"runs/{run_name(row)}-s{seed}")
+            inherit(run, Path(f"runs/ab-default-s{seed}"), LAST_SHARED.get(row, "verdicts"))
     runs |= run_all(commands, seeds=seeds, jobs=jobs)
     return {row: runs[run_name(row)] for row in rows}
 

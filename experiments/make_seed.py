@@ -114,6 +114,7 @@ class Muon(torch.optim.Optimizer):
                 mean = self.state[matrix].setdefault("mean", torch.zeros_like(matrix))
                 mean.lerp_(matrix.grad, 1 - MOMENTUM)
                 directions[matrix.shape][matrix] = matrix.grad.lerp(mean, MOMENTUM)  # Nesterov
+            # one call for all matrices of one shape
             for (height, width), alike in directions.items():
                 size = max(1, height / width) ** 0.5
                 updates = orthogonal(torch.stack(list(alike.values())))  # (N,R,C)

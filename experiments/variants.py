@@ -118,7 +118,7 @@ class LengthControl(Loop):
 
     rho: float = 0.2
 
-    def choose_pair(self, group: list[Candidate]) -> Pair | None:
+    def choose(self, group: list[Candidate]) -> Pair | None:
         scored = [y for y in group if y.reward is not None]
         if not scored:
             return None

@@ -31,6 +31,12 @@ def alarms(run: RunFiles) -> list[Alarm]:
     return ringing
 
 
+def alarm_lines(folder: Path, t: int) -> list[str]:
+    """The alarms of M_t as lines of a run's output."""
+    ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
+    return [f"M{t} | alarm     | {alarm.what}. {alarm.advice}" for alarm in ringing]
+
+
 def checks(
     first: dict, previous: dict, current: dict, scores: list[float | None]
 ) -> Iterator[tuple[float | None, str, str]]:
@@ -112,9 +118,3 @@ def difference(later: float | None, earlier: float | None) -> float | None:
 
 def ratio(later: float | None, earlier: float | None) -> float | None:
     return later / earlier if earlier and later is not None else None
-
-
-def alarm_lines(folder: Path, t: int) -> list[str]:
-    """The alarms of M_t as lines of a run's output."""
-    ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
-    return [f"M{t} | alarm     | {alarm.what}. {alarm.advice}" for alarm in ringing]

@@ -1,7 +1,7 @@
 """measure/charts.py: the charts of the report, as SVG.
 
-In: the files of a run, or of several.  Out: pieces of a page, as text; "" where there is nothing to
-draw. Names are escaped here. Left out on purpose: a plotting library.
+In: the files of a run, or of several.  Out: pieces of a page, as text. Names are escaped here.
+Left out on purpose: a plotting library.
 """
 
 from collections import defaultdict
@@ -57,8 +57,8 @@ class Point(NamedTuple):
 
 
 # ---- what is drawn ----
-def model_charts(runs: Sequence[RunFiles]) -> str:
-    """The figures of metrics.jsonl over the models, with 95 % intervals."""
+def curve_section(runs: Sequence[RunFiles]) -> str:
+    """The figures of metrics.jsonl over the models, of several runs."""
     longest = max((run.models for run in runs), key=len)
     names = [figures["model"] for figures in longest]
     charts = ""
@@ -69,7 +69,10 @@ def model_charts(runs: Sequence[RunFiles]) -> str:
                 name = LINES.get(key, "")
                 series[f"{run.name} {name}" if len(runs) > 1 else name] = curve(run, key)
         charts += line_chart(title, series, x_names=names)
-    return charts
+    return (
+        "<h2>Curves</h2><p>One point a model; bars are 95 % intervals over the held-out answers "
+        f'or groups, where a figure is a mean of such.</p><div class="grid">{charts}</div>'
+    )
 
 
 def curve(run: RunFiles, key: str) -> list[Point]:
@@ -105,12 +108,11 @@ def calibration_chart(run: RunFiles) -> str:
         for answer in answers:
             if None not in (answer["self_score"], answer["true_score"]):
                 true_scores[round(answer["self_score"])].append(answer["true_score"])
-        means = [Point(score, mean(truths)) for score, truths in sorted(true_scores.items())]
-        series[f"M{t}"] = means
+        series[f"M{t}"] = [Point(score, mean(true_scores[score])) for score in sorted(true_scores)]
     return line_chart("True score (up) against given score (right)", series)
 
 
-def training_charts(run: RunFiles) -> str:
+def training_section(run: RunFiles) -> str:
     """Losses and what else was logged at each step of SFT and of DPO."""
     sft = [Point(step["step"], step["loss"]) for step in run.sft]
     charts = line_chart("SFT loss", {"loss": sft})
@@ -120,18 +122,17 @@ def training_charts(run: RunFiles) -> str:
             steps = [step for step in files.dpo if key in step]
             series[f"M{t + 1}"] = [Point(step["step"], step[key]) for step in steps]
         charts += line_chart(title, series)
-    return charts
+    return f'<h2>Training</h2><div class="grid">{charts}</div>'
 
 
 # ---- how it is drawn ----
 class Frame:
-    """The range of the data, and where it lies in a drawing of 300 by 152 pixels.
+    """The range of all points and intervals, and where it lies in a drawing of 300 by 152 pixels.
 
     There are 44 pixels at the left for the numbers and 24 at the bottom for the names.
     """
 
     def __init__(self, points: Sequence[Point]):
-        """Holds all points and intervals, with a margin above and below."""
         low = min(point.y if point.low is None else point.low for point in points)
         high = max(point.y if point.high is None else point.high for point in points)
         margin = 0.5 if low == high else 0.05 * (high - low)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from core.files import write_whole
 from measure.alarms import alarms
-from measure.charts import calibration_chart, model_charts, training_charts
+from measure.charts import calibration_chart, curve_section, training_section
 from measure.run_files import IterationFiles, RunFiles, answer_rewards, load_run
 from measure.table import figure_text
 from measure.truth import versus
@@ -63,8 +63,8 @@ def page(runs: Sequence[RunFiles]) -> str:
     if run.models:
         sections = [headline_section(run), loop_section(run), alarm_section(run)]
         sections += [curve_section(runs), table_section(runs), judge_section(run)]
-        sections += [funnel_section(run), grid("<h2>Training</h2>", training_charts(run))]
-        sections += [example_section(run), before_after_section(run), record_section(run)]
+        sections += [funnel_section(run), training_section(run), example_section(run)]
+        sections += [before_after_section(run), record_section(run)]
     title = escape("Self-rewarding run " + ", ".join(run.name for run in runs))
     machine = f"{run.record['device']}, torch {run.record['torch']}"
     return (
@@ -119,18 +119,6 @@ def alarm_section(run: RunFiles) -> str:
 
 
 # ---- figures ----
-def grid(heading: str, charts: str) -> str:
-    return f'{heading}<div class="grid">{charts}</div>'
-
-
-def curve_section(runs: Sequence[RunFiles]) -> str:
-    heading = (
-        "<h2>Curves</h2><p>One point a model; bars are 95 % intervals over the held-out answers "
-        "or groups, where a figure is a mean of such.</p>"
-    )
-    return grid(heading, model_charts(runs))
-
-
 def table_section(runs: Sequence[RunFiles]) -> str:
     """The figures of all models, one column a model."""
     names = [""]
@@ -154,8 +142,10 @@ def judge_section(run: RunFiles) -> str:
         counts = Counter(round(reward) for reward in answer_rewards(files).values())
         lines.append([f"M{t}", *(counts[score] for score in range(6))])
     histogram = html_table(["answers given", *"012345"], lines)
-    charts = grid("<h2>The judge</h2>", calibration_chart(run))
-    return f"{charts}<h3>Scores of its own answers</h3>{histogram}"
+    return (
+        f'<h2>The judge</h2><div class="grid">{calibration_chart(run)}</div>'
+        f"<h3>Scores of its own answers</h3>{histogram}"
+    )
 
 
 def funnel_section(run: RunFiles) -> str:
@@ -172,10 +162,9 @@ def funnel(files: IterationFiles, n_prompts: int) -> list[tuple[str, int, str]]:
     It ends at the last stage that has begun: what is not made yet is not lost.
     """
     prompts = len(files.prompts)
-    too_few = n_prompts - prompts
     stages = [
         ("prompts asked for", n_prompts, ""),
-        ("prompts kept", prompts, f"{too_few} too few; the log tells what was refused"),
+        ("prompts kept", prompts, f"{n_prompts - prompts} too few; the log tells what was refused"),
     ]
     if not files.responses:
         return stages
@@ -196,8 +185,8 @@ def funnel(files: IterationFiles, n_prompts: int) -> list[tuple[str, int, str]]:
         ("prompts with two scores", comparable, f"{prompts - comparable} with fewer"),
     ]
     if files.pairs:
-        pairs = len(files.pairs)
-        stages.append(("pairs", pairs, f"{comparable - pairs} with all scores equal"))
+        tied = comparable - len(files.pairs)
+        stages.append(("pairs", len(files.pairs), f"{tied} with all scores equal"))
     return stages
 
 

@@ -2,11 +2,13 @@
 
 import json
 import random
+import shutil
 import xml.etree.ElementTree as ElementTree
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY
+from conftest import ROOT, TINY, command
 
 from core.config import Config, toy_settings
 from core.files import read_jsonl
@@ -209,3 +211,27 @@ def test_a_judge_with_a_hole(cwd, monkeypatch, capfd):
     assert (cwd / "runs/hole-s0/report.html").exists()
     record = json.loads((cwd / "hole.json").read_text())
     assert ["says_twice" in model for model in record["summary"]] == [True, True]
+
+
+def test_a_row_that_starts_from_the_default_run(finished, cwd):
+    """Guards against: the short cut of the sweep giving another result than the whole run."""
+    shutil.copytree(finished / "runs/toy", cwd / "runs/default")
+    ablations.inherit(Path("runs/short"), Path("runs/default"), "verdicts")
+    for run in ("short", "whole"):
+        assert command("experiments/variants.py", "ipo", *TINY, "--run", run).code == 0
+    for file in ("t1/pairs.jsonl", "t1/dpo.jsonl", "exam/M2.jsonl"):
+        assert read_jsonl(f"runs/short/{file}") == read_jsonl(f"runs/whole/{file}"), file
+
+
+def test_what_a_row_shares():
+    """Guards against: a row that starts from a stage which its own setting would have changed."""
+    rows = {*ablations.ABLATIONS} - {"default"}
+    assert {*ablations.LAST_SHARED} <= rows
+    assert {*ablations.LAST_SHARED.values()} <= {*ablations.STAGES, None}
+    for row, arguments in ablations.ABLATIONS.items():
+        if "--seed-limit" in arguments or "no-judge-data" in arguments:
+            assert ablations.LAST_SHARED[row] is None
+        if "--k" in arguments or "--judge" in arguments:
+            assert ablations.LAST_SHARED[row] == "M_1"
+        if "judge=" in arguments or "oracle-judge" in arguments:
+            assert ablations.LAST_SHARED[row] == "answers"

@@ -79,16 +79,16 @@ def test_prompt_files(tmp_path):
     for a line end; the same prompts on every trip."""
     path = tmp_path / "prompts"
     path.write_text("First one.\n\n  Second\u2028one. \n")
-    assert read_prompts(path, 2, trip=1) == ["First one.", "Second\u2028one."]
+    assert read_prompts(path, 2, iteration=1) == ["First one.", "Second\u2028one."]
     path.write_text(
         "".join(json.dumps({"id": i, "prompt": f"Prompt\n{i}"}) + "\n" for i in range(5))
     )
-    assert [read_prompts(path, 2, trip=t) for t in (1, 2)] == [
+    assert [read_prompts(path, 2, iteration=t) for t in (1, 2)] == [
         ["Prompt\n0", "Prompt\n1"],
         ["Prompt\n2", "Prompt\n3"],
     ]
     with pytest.raises(UserError, match="prompts.*--n-prompts"):
-        read_prompts(path, 2, trip=3)
+        read_prompts(path, 2, iteration=3)
 
 
 def test_written_rows_come_back(tmp_path):

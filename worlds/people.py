@@ -97,8 +97,8 @@ def is_message(value: object) -> bool:
     return isinstance(value.get("rank"), int | float | None)
 
 
-def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -> list[str]:
-    """The `count` prompts of one trip round the loop, or all. Raises UserError.
+def read_prompts(path: str | Path, count: int | None = None, *, iteration: int = 1) -> list[str]:
+    """The `count` prompts of one iteration, or all. Raises UserError.
 
     One prompt a line: plain text, or a JSON object with a "prompt".
     """
@@ -106,10 +106,10 @@ def read_prompts(path: str | Path, count: int | None = None, *, trip: int = 1) -
     if prompts[0].startswith("{"):
         prompts = prompts_of(read_texts(path, "prompt"))
     count = len(prompts) if count is None else count
-    needed = count * trip
+    needed = count * iteration
     if len(prompts) < needed:
         raise UserError(
-            f"{path} has {len(prompts)} prompts, but {needed} are needed by iteration {trip}; "
+            f"{path} has {len(prompts)} prompts, but {needed} are needed by iteration {iteration}; "
             "lower --n-prompts."
         )
     return prompts[needed - count : needed]
