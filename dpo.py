@@ -59,7 +59,8 @@ def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
     ids, mask, branch, position = collate(groups, model.device)  # (B,T) each
     sizes = torch.tensor([len(group) for group in groups], device=ids.device)  # (B,)
     most = int(sizes.max())
-    # 1) a token sees the shared beginning (branch 0) and its own branch; pads come later
+    # 1) a token sees the shared beginning (branch 0) and its own branch; `tril` hides all that
+    #    stands to the right, and so the pads, which are branch 0 too
     view = {}
     if most > 1:
         same_branch = branch[:, :, None] == branch[:, None, :]  # (B,T,T)
@@ -124,18 +125,20 @@ def dpo_loss(
 # ---- one loop for all training ----
 
 
+# What a pass goes through -> the sum of its losses, and the sums of its figures.
+LossOfPass = Callable[[list], tuple[Tensor, dict[str, Tensor]]]
+
+
 class Pass(NamedTuple):
     """A part of a step: what goes through the model at once.
 
-    `loss` gives sums over its rows, and `weight` is 1 / (all rows of the step). So the passes of a
-    step add up to a mean, however it is cut.
+    `weight` is 1 / (all pairs, examples or tokens of its kind in the step). So the passes of a kind
+    add up to its mean, however the step is cut.
     """
 
-    loss: Callable[
-        [list], tuple[Tensor, dict[str, Tensor]]
-    ]  # rows -> sum of losses, sums of figures
-    rows: list  # numbers of examples or pairs, as `loss` takes them
-    weight: float  # of the sums in the step's loss and figures
+    loss_of: LossOfPass
+    batch: list  # numbers of pairs, or groups of numbers of examples
+    weight: float
 
 
 def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -189,26 +192,26 @@ def fit(
 def add_up_gradients(
     model: GPT, passes: Sequence[Pass], recipe: Recipe, *, place: str
 ) -> dict[str, float]:
-    """Forward and backward of all passes of one step, then clipping; returns the step's figures."""
+    """Forward and backward of all passes of a step, then clipping. Returns the step's figures."""
     figures: dict[str, float] = defaultdict(float)
-    for loss_of, rows, weight in passes:
+    for loss_of, batch, weight in passes:
         with precision(model.device, recipe.dtype):
-            loss, sums = loss_of(rows)
-        check_finite(loss.item(), "loss", place, rows)
+            loss, sums = loss_of(batch)
+        check_finite(loss.item(), "loss", place, batch)
         (loss * weight).backward()
         figures["loss"] += loss.item() * weight
         for key, value in sums.items():
             figures[key] += float(value) * weight
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
-    check_finite(norm, "gradient", place, [row for one in passes for row in one.rows])
+    check_finite(norm, "gradient", place, [item for one in passes for item in one.batch])
     return {**figures, "grad_norm": norm}
 
 
-def check_finite(value: float, what: str, place: str, rows: list) -> None:
+def check_finite(value: float, what: str, place: str, batch: list) -> None:
     """Raises UserError for NaN and infinity."""
     if not math.isfinite(value):
         raise UserError(
-            f"{place}: the {what} became {value}, rows {rows[:8]}; the last saved model is "
+            f"{place}: the {what} became {value}, rows {batch[:8]}; the last saved model is "
             f"untouched. Lower the learning rate or look at these rows."
         )
 
@@ -225,33 +228,33 @@ def sft(
     optimizers: OptimizersOf = adamw,
 ) -> list[dict]:
     """Supervised fine-tuning on the responses of `examples`. Changes `model`; returns the log."""
-    steps = [sft_passes(model, examples, rows, recipe) for rows in plan(len(examples), recipe)]
+    steps = [sft_passes(model, examples, step, recipe) for step in plan(len(examples), recipe)]
     return fit(model, steps, recipe, name=name, optimizers=optimizers)
 
 
 def sft_passes(
-    model: GPT, examples: Sequence[Example], rows: Sequence[int], recipe: Recipe
+    model: GPT, examples: Sequence[Example], numbers: Sequence[int], recipe: Recipe
 ) -> list[Pass]:
-    """One supervised step over the examples with the numbers `rows`, cut into passes.
+    """One supervised step over the examples with these numbers, cut into passes.
 
-    Together they make one mean, over examples or over tokens (`recipe.per_example`).
+    Some examples make a group, which is one row of the tensors, and some groups make a pass.
     """
 
-    def take(group: Sequence[int]) -> list[Example]:
-        return [examples[row] for row in group]
+    def members(group: Sequence[int]) -> list[Example]:
+        return [examples[number] for number in group]
 
     def loss_of(batch: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        members = [take(group) for group in batch]
-        sizes = [len(example.response) for group in members for example in group]
+        groups = [members(group) for group in batch]
+        sizes = [len(example.response) for group in groups for example in group]
         weights = [1 / size if recipe.per_example else 1.0 for size in sizes]
-        return sft_loss(model, members, torch.tensor(weights, device=model.device)), {}
+        return sft_loss(model, groups, torch.tensor(weights, device=model.device)), {}
 
-    total = len(rows)
+    total = len(numbers)
     if not recipe.per_example:
-        total = sum(len(example.response) for example in take(rows))
-    # Plain attention makes T x T weights, so a group is no longer than it bears.
-    groups = group_alike(examples, rows, min(recipe.tokens, PLAIN_ATTENTION_LIMIT))
-    lengths = [row_length(take(group)) for group in groups]
+        total = sum(len(example.response) for example in members(numbers))
+    # A group is no longer than plain attention, with its T x T weights, can bear.
+    groups = group_alike(examples, numbers, min(recipe.tokens, PLAIN_ATTENTION_LIMIT))
+    lengths = [row_length(members(group)) for group in groups]
     passes = []
     for batch in micro_batches(range(len(groups)), lengths, recipe.tokens):
         passes.append(Pass(loss_of, [groups[g] for g in batch], 1 / total))
@@ -284,20 +287,20 @@ def dpo(
     The NLL term is that of Iterative RPO (Pang et al. 2024, eq. 1): DPO alone may widen the margin
     by pushing both answers down. Without replay the model forgets how to judge.
     """
-    start = reference_logps(model, pairs, recipe)  # (pairs, 2), for the log
-    reference = start  # for the loss
+    start = reference_logps(model, pairs, recipe)  # (pairs, 2): where M_t stood, for the log
+    reference = start  # for the loss; a variant has another
     if objective.reference is not None:
         reference = reference_logps(objective.reference, pairs, recipe)
 
-    def loss_of(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen, rejected = pair_logps(model, [pairs[row] for row in rows])  # (B,) each
-        logps = (chosen, rejected, *reference[rows].unbind(1))
+    def loss_of(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen, rejected = pair_logps(model, [pairs[i] for i in batch])  # (B,) each
+        logps = (chosen, rejected, *reference[batch].unbind(1))
         losses = objective.loss(*logps, beta=objective.beta)  # (B,)
-        sizes = torch.tensor([len(pairs[row][0].response) for row in rows], device=chosen.device)
+        sizes = torch.tensor([len(pairs[i][0].response) for i in batch], device=chosen.device)
         nll = -chosen / sizes  # per token
         # For the log: the margin of DPO, whatever the loss, and both log-probs since M_t.
         margin = objective.beta * margins(*logps).detach()
-        changes = torch.stack([chosen, rejected], dim=1).detach() - start[rows]  # (B,2)
+        changes = torch.stack([chosen, rejected], dim=1).detach() - start[batch]  # (B,2)
         figures = {
             "dpo_loss": losses.detach().sum(),
             "margin": margin.sum(),
@@ -310,9 +313,9 @@ def dpo(
     lengths = [row_length(pair) for pair in pairs]
     rng = random.Random(f"replay {recipe.seed}")
     steps = []
-    for rows in plan(len(pairs), recipe):
-        batches = micro_batches(rows, lengths, recipe.tokens)
-        passes = [Pass(loss_of, batch, 1 / len(rows)) for batch in batches]
+    for step in plan(len(pairs), recipe):
+        batches = micro_batches(step, lengths, recipe.tokens)
+        passes = [Pass(loss_of, batch, 1 / len(step)) for batch in batches]
         if objective.replay and objective.replay_size:
             size = min(objective.replay_size, len(objective.replay))
             drawn = rng.sample(range(len(objective.replay)), size)

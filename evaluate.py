@@ -2,7 +2,7 @@
 
 In: two models, a file of prompts, and a judge: a third model, or the truth of the toy world.
 Out: shares of wins, ties and losses, as text or JSON. Three things cannot win: the order (the judge
-sees both), the length (see length_controlled), and a missing score (it ties).
+sees both), the length (`length_controlled`), and a missing score (it ties).
 
     python evaluate.py runs/toy/M4 runs/toy/M1 --judge runs/toy/M1 --prompts runs/toy/exam/M1.jsonl
 """
@@ -69,7 +69,11 @@ def by_score(ours: Sequence[float | None], theirs: Sequence[float | None]) -> li
 
 
 def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dict:
-    """Points -> shares with 95 % bootstrap intervals over prompts, and the part of length."""
+    """Points -> shares with 95 % bootstrap intervals over prompts, and the part of length.
+
+    `length_controlled` is the mean of two means: of our points where our answer is the longer one,
+    and where it is not. None where one of the two never happens.
+    """
     one_each = [1] * len(points)
     report = {"prompts": len(points)}
     for name, result in RESULTS.items():
@@ -77,27 +81,19 @@ def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dic
     for name, result in RESULTS.items():
         hits = [point == result for point in points]
         report[f"{name}_interval"] = bootstrap_interval(hits, one_each)
-    our_length = mean(len(answer.tokens) for answer in ours)
-    their_length = mean(len(answer.tokens) for answer in theirs)
+    our_lengths = [len(answer.tokens) for answer in ours]
+    their_lengths = [len(answer.tokens) for answer in theirs]
+    lengths = list(zip(points, our_lengths, their_lengths, strict=True))
+    halves = [
+        mean(point for point, our, their in lengths if our > their),
+        mean(point for point, our, their in lengths if our <= their),
+    ]
     return report | {
         "points": mean(points),
         "points_interval": bootstrap_interval(points, one_each),
-        "length_controlled": length_controlled(points, ours, theirs),
-        "mean_length": [our_length, their_length],
+        "length_controlled": None if None in halves else mean(halves),
+        "mean_length": [mean(our_lengths), mean(their_lengths)],
     }
-
-
-def length_controlled(points: Sequence[float], ours: Answers, theirs: Answers) -> float | None:
-    """The mean of two means: of our points where our answer is the longer one, and where it is not.
-
-    None where one of the two never happens.
-    """
-    longer = []
-    not_longer = []
-    for point, our, their in zip(points, ours, theirs, strict=True):
-        kind = longer if len(our.tokens) > len(their.tokens) else not_longer
-        kind.append(point)
-    return mean([mean(longer), mean(not_longer)]) if longer and not_longer else None
 
 
 def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
@@ -138,18 +134,16 @@ def comparison_line(report: dict, heading: str) -> str:
     return f"{heading}: {', '.join(shares)} | {points}, length-controlled {controlled}"
 
 
-def show_comparison(report: dict) -> None:
-    """Prints the whole report."""
+def comparison_text(report: dict) -> str:
     by_truth = report["judge"] == "oracle"
-    print(comparison_line(report, "by truth" if by_truth else "pairwise, both orders"))
+    lines = [comparison_line(report, "by truth" if by_truth else "pairwise, both orders")]
     if "by_score" in report:
-        print(comparison_line(report["by_score"], "by score"))
+        lines.append(comparison_line(report["by_score"], "by score"))
     ours, theirs = map(figure_text, report["scores"])
     our_length, their_length = report["mean_length"]
-    print(
-        f"mean score {ours} against {theirs}, "
-        f"mean length {our_length:.1f} against {their_length:.1f} tokens"
-    )
+    lengths = f"mean length {our_length:.1f} against {their_length:.1f} tokens"
+    lines.append(f"mean score {ours} against {theirs}, {lengths}")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -174,10 +168,7 @@ def main() -> None:
     if args.count < 1:
         raise UserError(f"--count must be at least 1, not {args.count}.")
     report = compare_models(args, pick_device(args.device))
-    if args.json:
-        print(json.dumps(report))
-    else:
-        show_comparison(report)
+    print(json.dumps(report) if args.json else comparison_text(report))
 
 
 if __name__ == "__main__":

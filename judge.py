@@ -3,8 +3,9 @@ answers.
 
 In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs. A
 score is read in one of two ways. "sampled" is the paper's: the mean of K written verdicts.
-"expected" reads the probabilities of the digits 0 to 5 right after "Score:", where the judge wrote
-no justification. It needs one forward pass and no sampling, and hardly ever ties.
+"expected" reads the probabilities of the digits 0 to 5 right after "Score:"; the judge writes no
+justification. It needs one forward pass and no sampling, and hardly ever ties.
+
 Two rules keep the numbers honest. A verdict
 that cannot be read is no score: not 0, not a tie, not a rejected answer. And only text that the
 judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself. Left out on
@@ -156,6 +157,7 @@ def judge_answers(
 ) -> list[dict]:
     """{y} -> verdicts, as rows {"id", "sample", "vote", "text", "score"}. Score None is unreadable.
 
+    Where a judge is "expected", a row has its "digits" too.
     An answer that never ended is not judged. Of answers to one prompt that read the same, only the
     first is judged, for all of them: see with_rewards.
     """
@@ -167,8 +169,8 @@ def judge_answers(
     questions = [judge_text(judging.rubric, y.prompt, y.response) for y in judged]
     prompts = [writer.chat.prompt(question) for question in questions]
     if judging.how == "expected":
-        scores = expected_scores(writer, prompts, judging.sampling.slots, label)
-        return [verdict_row(y, 0, "") | row for y, row in zip(judged, scores, strict=True)]
+        rows = expected_scores(writer, prompts, judging.sampling.slots, label)
+        return [verdict_row(y, 0, "") | row for y, row in zip(judged, rows, strict=True)]
     sampling = replace(judging.sampling, stop=ends_with_score_line)
     keys = [f"{key} {y.id}.{y.sample}" for y in judged]
     groups = generate(writer, prompts, sampling, keys, label=label)
@@ -262,7 +264,7 @@ def as_candidates(groups: Sequence[dict]) -> list[Candidate]:
     candidates = []
     for i, group in enumerate(groups):
         for sample, response in enumerate(group["responses"]):
-            candidates.append(Candidate(i, sample, group["prompt"], response, [], True))
+            candidates.append(Candidate(i, sample, group["prompt"], response, [], finished=True))
     return candidates
 
 
@@ -280,7 +282,7 @@ def judge_ranked(
 
 def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
     """Every verdict on one answer, and their mean."""
-    answer = Candidate(0, 0, args.prompt, args.response, [], True)
+    answer = Candidate(0, 0, args.prompt, args.response, tokens=[], finished=True)
     verdicts = judge_answers(writer, [answer], judging, key=f"{args.seed}")
     for verdict in verdicts:
         for key in ("id", "sample", "vote"):

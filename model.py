@@ -7,7 +7,7 @@ Covered: RMSNorm, RoPE (default, linear and llama3 scaling), grouped-query atten
 QK-norm (qwen3), q/k/v bias (qwen2), a tied or a separate head. Left out on purpose: sliding
 windows, mixture of experts, quantised weights, beam search in the cache.
 
-Shapes: B rows, T new tokens, S tokens that a row holds, R tokens that all rows share, D hidden,
+Shapes: B rows (B|1: one for all rows will do), T new tokens, S tokens that a row holds, D hidden,
 H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
@@ -25,7 +25,7 @@ from core.checkpoint import GPTConfig, config_to_hf, read_config, read_weights, 
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
 
-# Up to so many tokens, plain attention beats the fused kernel of CPUs. Its weights are T x T.
+# Up to so many tokens, plain attention beats the fused kernel of CPUs. It keeps T x T weights.
 PLAIN_ATTENTION_LIMIT = 768
 
 
@@ -84,8 +84,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, memory: Memory, bias: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(K) + bias) v: q (B,H,T,K) -> (B,H,T,K).
 
-    `bias` (B|1,1,T,S) is 0 where a token may look and -inf elsewhere. None means causal, which
-    happens without a cache only. One formula, in the way that is fastest for its shape.
+    `bias` (B|1,1,T,S) is 0 where a token may look and -inf elsewhere. None means causal (no cache,
+    and not on a CPU). One formula, in the way that is fastest for its shape.
     """
     if memory.shared_k is not None:
         return attend_shared(q, memory, bias)
@@ -267,7 +267,7 @@ class GPT(nn.Module):
             seen = places <= places[..., None]  # (1,T,T): with a bias, CPUs take attend_plain
         bias = None
         if seen is not None:
-            bias = x.new_zeros(()).where(seen, -math.inf)[:, None]  # (B|1,1,T,S)
+            bias = x.new_zeros(()).where(seen, -math.inf)[:, None]  # 0 or -inf (B|1,1,T,S)
         if positions is None:
             positions = places if cache is None else places + cache.start
         cos, sin = self.rotations(positions, x.dtype)
@@ -286,6 +286,7 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V), of the positions that the caller picked."""
+        # not through `head`: a packed lm_head has no weight (core/kernels.py)
         if self.lm_head is None:
             return F.linear(hidden, self.embed_tokens.weight)
         return self.lm_head(hidden)
@@ -317,7 +318,7 @@ def save(
     source: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """A GPT -> a Hugging Face directory, whole or not at all, with the tokenizer of `source`."""
+    """A GPT -> a Hugging Face directory, with tokenizer, template and rubric of `source`."""
     weights = {}
     for name, weight in model.named_parameters():
         weights[name] = weight.detach().to("cpu", dtype).contiguous()

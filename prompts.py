@@ -1,8 +1,8 @@
 """prompts.py: {x_i}, the new prompts that a model writes itself.
 
-In: a writer, and prompts of people as examples.  Out: as many new prompts, unlike those and unlike
-each other, and a count of why others were refused. Source: Self-Instruct (Wang et al. 2023), as in
-the paper, section 2.3.
+In: a writer, and prompts of people as examples.  Out: up to `count` new prompts, unlike those and
+unlike each other, and a count of why others were refused. Source: Self-Instruct (Wang et al. 2023),
+as in the paper, section 2.3.
 Left out on purpose: a judge of prompts. A bad prompt shows later, as answers that all tie.
 """
 
@@ -25,7 +25,7 @@ MIN_WORDS = 3  # of a prompt (Self-Instruct)
 MAX_WORDS = 150
 SURPLUS = 1.25  # prompts written for each one wanted, as some are refused
 MAX_CALLS = 12  # a model that writes nothing usable must not hold the run
-# A text model cannot do tasks with one of these words.
+# A text model cannot do tasks with one of these words (as whole words).
 UNANSWERABLE = re.compile("image|picture|photo|graph|plot|draw|file|map|video|audio|music|diagram")
 
 
@@ -39,7 +39,7 @@ def refusal(text: PromptText, finished: bool, known: KnownPrompts) -> str | None
         return "duplicate"
     if any(UNANSWERABLE.fullmatch(word.strip(".,:;!?")) for word in text.words):
         return "keyword"
-    if known.limit < 1 and known.like(text):  # at limit 1 only copies are refused, see above
+    if known.limit < 1 and known.like(text):  # at limit 1, "duplicate" is enough
         return "similar"
     return None
 
@@ -76,14 +76,14 @@ def new_prompts(
 ) -> tuple[list[str], Counter[str]]:
     """At most `count` prompts of the model itself, and why others were refused.
 
-    Each prompt is written after eight tasks of its own draw. `known` holds what a prompt must not
-    be like, and grows. Good prompts beyond `count` are dropped. Raises UserError where nothing
-    usable comes out.
+    Each prompt gets eight random examples of its own. `known` holds what a prompt must not be
+    like, and grows. Good prompts beyond `count` are dropped. Raises UserError where nothing usable
+    comes out.
     """
     rng = random.Random(key)
     written: list[str] = []
     refused: Counter[str] = Counter()
-    sampling = replace(sampling, stop=stop_after_first_line)
+    sampling = replace(sampling, n=1, stop=stop_after_first_line)
     for call in range(MAX_CALLS):
         if len(written) == count:
             break

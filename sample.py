@@ -80,7 +80,7 @@ def read_prompts_into_cache(
     """Runs the tokens that stand behind the shared beginning through the model.
 
     Returns a cache with one row per prompt (B), and the hidden states (B,T,D), right-padded; None
-    where no token is left to read.
+    where no prompt has such tokens.
     """
     model = writer.model
     cache = model.new_cache(len(prompts), shared)
@@ -100,10 +100,9 @@ def read_prompts_into_cache(
 def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> KVCache | None:
     """What all prompts begin with, read once: a cache of one row. None where that is too short.
 
-    Every decode step pays for a shared beginning with products of its own. It is worth them where
-    it is at least half of all tokens.
+    A shared beginning costs extra matrix products in every decode step. It pays off from half of
+    all prompt tokens on.
     """
-    writer.work.prompts += len(prompts)
     size = shared_prefix(prompts)
     tokens = sum(len(prompt) for prompt in prompts)
     if size * len(prompts) < tokens / 2:
@@ -140,7 +139,7 @@ class Slots:
         self.inputs = torch.zeros(count, dtype=torch.long, device=device)  # (B,) the next input
         self.sizes = torch.zeros(count, dtype=torch.long, device=device)  # (B,) tokens written
         self.uniforms = torch.zeros(count, sampling.max_new_tokens, device=device)  # (B,M)
-        self.texts = self.uniforms.long()  # (B,M) what was written
+        self.texts = torch.zeros_like(self.uniforms, dtype=torch.long)  # (B,M) what was written
         self.is_eos = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
         self.is_eos[writer.chat.eos_ids] = True  # (V,)
 
@@ -175,7 +174,7 @@ class Slots:
         self.writer.work.written += int(self.live.sum())
         model = self.writer.model
         hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
-        # A free slot may be full. It writes over its last token, which nobody reads.
+        # A freed slot may have used all M places. What it writes now, nobody reads.
         places = self.sizes.clamp(max=self.uniforms.shape[1] - 1)[:, None]  # (B,1)
         u = self.uniforms.gather(1, places)[:, 0]
         tokens = pick(model.logits(hidden), u, self.sampling)
@@ -216,7 +215,7 @@ class Slots:
         return results
 
     def drop_free_slots(self) -> None:
-        """For the end of a call, when no prompt waits."""
+        """Removes the free rows, once no prompt waits."""
         live = self.live.nonzero()[:, 0]
         self.cache.keep_rows(live)
         self.requests = [self.requests[slot] for slot in live.tolist()]
@@ -240,8 +239,8 @@ def generate(
     """n texts for each of P prompts (token ids): a list of P lists of n.
 
     `keys[p]` names the randomness of prompt p; the number of the sample is added to it. `label`
-    shows a progress bar. `on_token` sees each token of slot 0 as it is drawn. Raises UserError
-    where a prompt leaves no room for new tokens.
+    shows a progress bar. `on_token` sees each token as it is drawn, where there is one text only.
+    Raises UserError where a prompt leaves no room for new tokens.
     """
     if not prompts:
         return []
@@ -249,11 +248,12 @@ def generate(
     n = sampling.n
     # No more slots than texts, and at least enough for one prompt.
     slot_count = min(max(sampling.slots, n), n * len(prompts))
-    # Prompts are read in groups of like length, the longest first. A group fills an eighth of the
-    # slots at most, so a refill need not wait for many free slots.
+    # Prompts are read in groups of like length, the shortest first; `pop` takes the longest. A
+    # group fills an eighth of the slots at most, so a refill need not wait for many free slots.
     lengths = [len(prompt) for prompt in prompts]
     group_size = max(1, slot_count // (PARTS * n))
     waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, group_size)
+    writer.work.prompts += len(prompts)
     slots = Slots(writer, slot_count, sampling, read_shared_beginning(writer, prompts))
     completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
     bar = progress_bar(label, total=n * len(prompts), unit="text")
@@ -308,12 +308,13 @@ def next_probs(
     probs = torch.zeros(len(prompts), len(wanted))
     if not prompts:
         return probs
+    writer.work.prompts += len(prompts)
     shared = read_shared_beginning(writer, prompts)
     lengths = [len(prompt) for prompt in prompts]
     batches = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, slots)
     for batch in progress_bar(label, batches):
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
-        # Each prompt has a last token of its own, so there are states.
+        # shared_prefix leaves each prompt its last token, so `states` is not None.
         last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
         every = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = every[:, list(wanted)].cpu()

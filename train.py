@@ -4,8 +4,9 @@
        {x_i}  -->  {y_i^1 .. y_i^N}  -->  {r_i^1 .. r_i^N}  -->  {x, y_w, y_l}  -->  M_{t+1}
 
 In: a base model M_0 and a little seed data.  Out: runs/NAME with M1 .. M_{T+1}, every text, score
-and pair, and a table. SFT on the seed data makes M_1 from M_0; iteration t makes M_{t+1} from M_t.
-The seed data are IFT (prompts with answers) and EFT (answers with verdicts).
+and pair, and a table. SFT on the seed data makes M_1 from M_0; iteration t makes M_{t+1} from M_t,
+for t = 1 .. T (--iters). The seed data are IFT (instruction fine-tuning: prompts with answers) and
+EFT (evaluation fine-tuning: answers with verdicts).
 Without --model this is the toy: the base model in seed/, in a world whose truth is known.
 Left out on purpose: variants of the method (experiments/variants.py).
 
@@ -58,7 +59,7 @@ def self_reward(loop: "Loop", base: GPT | None) -> None:
     if base is not None:
         loop.make_first_model(base)  # M_0 -> M_1
     first = loop.run.next_iteration()  # 1, or where a stopped run goes on
-    loop.hold_exam(first)  # for people, as the one below; it is not in the picture
+    loop.hold_exam(first)  # exams are for people; the picture has none
     for t in range(first, loop.config.iters + 1):
         model, writer = loop.load_both(t)  # M_t
         prompts = loop.ask(writer, t)  # {x_i}
@@ -81,8 +82,8 @@ class Selection(NamedTuple):
 class Loop:
     """The stages of the picture. Each depends on the settings and on what came before it.
 
-    `run.keep(t, stage, make, *inputs)` returns the rows of a stage's file. It calls
-    `make(*inputs)` and writes the file first, where the file is missing. So a stopped run goes on.
+    `run.keep(t, stage, make, *inputs)` returns the rows of a stage's file. If the file is missing,
+    `make(*inputs)` makes them, and they are written first. So a stopped run goes on.
     A variant of the method is a subclass that overrides one step.
     """
 
@@ -113,14 +114,14 @@ class Loop:
         self.run.log(0, "sft", started)
 
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
-        """EFT: the judge examples of --eft, and those made from answers that people ranked.
+        """EFT: the judge examples of the world, and those made from answers that people ranked.
 
-        To make them, a copy of M_0 learns to answer, then writes verdicts on the ranked answers.
-        Those that agree with people are kept (worlds/judge_data.py).
+        The toy has no such answers. Else a copy of M_0 learns to answer and writes verdicts on
+        them, and those that agree with people are kept (worlds/judge_data.py).
         """
-        written = replace(self.judging(), how="sampled")  # it must write, whatever --judge says
-        teacher = Teacher(base, self.chat, self.dtype, written, answers, self.sft_recipe(base))
-        run = self.run
+        judging = replace(self.judging(), how="sampled")  # it must write, whatever --judge says
+        teacher = Teacher(base, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
+        run = self.run  # also an input: the verdicts are a stage inside this one
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
     def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
@@ -156,7 +157,7 @@ class Loop:
         return [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
 
     def write_prompts(self, writer: Writer, t: int) -> list[str]:
-        """Prompts of M_t, unlike those that people wrote and unlike those of the exam."""
+        """Prompts of M_t, unlike those of people, of the exam, and of this iteration so far."""
         c = self.config
         seeds = self.world.prompts
         exam = self.world.exam
@@ -185,7 +186,10 @@ class Loop:
     def judge(
         self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
     ) -> list[Candidate]:
-        """{r_i^1..N}: K verdicts of M_t on each of its own answers; their mean is the reward."""
+        """{r_i^1..N}: K verdicts of M_t on each of its own answers; their mean is the reward.
+
+        `stage` names the file. Only a variant that judges twice gives another.
+        """
         key = self.key(stage, t)
         verdicts = self.run.keep(t, stage, self.write_verdicts, writer, answers, key)
         return with_rewards(answers, verdicts)
@@ -209,7 +213,7 @@ class Loop:
                 f"{self.run.model_folder(t)} is the last model. Give it judge examples (--eft, "
                 f"--ranked), more prompts or more answers."
             )
-        # Pairs follow from the scores, so a resumed run chooses them again. The file is for people.
+        # For people from here on: a resumed run chooses the pairs again, from the scores.
         self.run.keep(t, "pairs", self.pair_rows, pairs, note)
         self.run.say(worked_example(self.world.exam, scored, pairs[0]))
         write_report([self.run.folder])
@@ -220,10 +224,8 @@ class Loop:
         return [pair.row() for pair in pairs]
 
     def improve(self, model: GPT, selection: Selection) -> None:
-        """M_t -> M_{t+1}, unless it is there."""
+        """M_t -> M_{t+1}."""
         t = selection.t
-        if self.run.has_step(t):
-            return
         started = time.time()
         log = self.train_on(model, selection)
         save(model, self.run.model_folder(t + 1), source=self.run.model_folder(t))
@@ -248,11 +250,11 @@ class Loop:
         return examples
 
     def objective(self, model: GPT, selection: Selection) -> Objective:
-        """The loss of DPO, and the judge examples that join it (replay)."""
+        """The loss of DPO (of variants, it depends on the selection), and the replay."""
         c = self.config
         replay = []
         if c.replay:
-            eft = read_existing(self.run.folder / "t0/eft.jsonl")
+            eft = read_existing(self.run.folder / "t0/eft.jsonl")  # of judge_data
             replay = self.verdict_examples(model, eft)
         return Objective(beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
 
@@ -282,7 +284,7 @@ class Loop:
             per_example=c.sft_weight == "examples",
         )
 
-    # A learning rate that is not given is the paper's, and rate x width is the same for all widths.
+    # The default learning rate is the paper's x 8192 / width.
 
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
@@ -292,7 +294,7 @@ class Loop:
     def dpo_recipe(self, model: GPT, t: int) -> Recipe:
         c = self.config
         lr = c.dpo_lr or PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
-        seed = 1000 * t + c.seed  # another order of the pairs in each iteration
+        seed = 1000 * t + c.seed  # another order of the pairs in each iteration, and for each seed
         return replace(self.recipe(), epochs=c.dpo_epochs, lr=lr, lr_end=lr / 10, seed=seed)
 
     # ---- for people ----

@@ -21,7 +21,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 from engines import decode, probe, seconds, sizes, wait_for  # noqa: E402
 
 from core.checkpoint import GPTConfig  # noqa: E402
-from core.device import pick_device, prepare_machine  # noqa: E402
+from core.device import multiplies_bf16, pick_device, prepare_machine  # noqa: E402
 from core.records import Example  # noqa: E402
 from dpo import Objective, Recipe, dpo  # noqa: E402
 from model import GPT  # noqa: E402
@@ -127,7 +127,8 @@ def measure(size: str, device: torch.device, many: int, count: int) -> dict:
         "rows": many,
         "runs": runs,
         "one_share": found["one"] * weights / found["bandwidth"],
-        "train_share": found["train"] / found["bf16_peak"],
+        # A CPU without bf16 units emulates them, so its "peak" bounds nothing.
+        "train_share": found["train"] / found["bf16_peak"] if multiplies_bf16(device) else None,
     }
     return found
 
@@ -138,7 +139,10 @@ def lines(found: dict) -> list[str]:
     bandwidth = f"copy {found['bandwidth'] / 1e9:.0f} GB/s"
     one = f"one row {found['one']:.0f} tok/s ({found['one_share']:.0%} of the bandwidth)"
     many = f"{found['rows']} rows {found['many']:.0f} tok/s"
-    training = f"{found['train'] / 1e12:.2f} TFLOP/s ({found['train_share']:.0%} of the peak)"
+    share = "no bf16 units"
+    if found["train_share"] is not None:
+        share = f"{found['train_share']:.0%} of the peak"
+    training = f"{found['train'] / 1e12:.2f} TFLOP/s ({share})"
     return [
         f"{found['device']}, {found['size']}: {peak}, {bandwidth}",
         f"decode {one}, {many}; DPO {training}",

@@ -5,7 +5,6 @@ The bootstrap is for shares over groups of answers, Student's t for a handful of
 distribution for many held-out answers.
 """
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -29,6 +28,7 @@ def bootstrap_interval(part: Sequence[float], whole: Sequence[float]) -> list[fl
     One number a group in both. Whole groups are drawn, since answers to one prompt hang together.
     """
     groups = len(whole)
+    # Seeded: the same data always give the same interval.
     picks = np.random.default_rng(0).integers(0, groups, (DRAWS, groups))
     parts = np.array(part, float)[picks].sum(1)  # (DRAWS,)
     wholes = np.array(whole, float)[picks].sum(1)
@@ -42,7 +42,7 @@ def student_interval(values: Sequence[float]) -> dict:
     n = len(values)
     if n > 1:
         t = T95[min(n - 1, len(T95)) - 1]
-        half = t * statistics.stdev(values) / math.sqrt(n)
+        half = t * statistics.stdev(values) / n**0.5
     # statistics.mean sums exactly: equal seeds give their own value.
     middle = statistics.mean(values)
     return {"mean": middle, "half": half, "min": min(values), "max": max(values), "n": n}

@@ -291,9 +291,12 @@ def loop_of(text: str) -> tuple[str, partial]:
 
 def number(name: str, text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         raise UserError(f"variant {name} takes a number, not {text!r}.") from None
+    if value < 0:
+        raise UserError(f"variant {name} must be at least 0, not {value}.")
+    return value
 
 
 def list_variants() -> str:

@@ -65,9 +65,9 @@ def curve_section(runs: Sequence[RunFiles]) -> str:
     for title, keys in CURVES.items():
         series = {}
         for run in runs:
+            prefix = f"{run.name} " if len(runs) > 1 else ""
             for key in keys.split():
-                name = LINES.get(key, "")
-                series[f"{run.name} {name}" if len(runs) > 1 else name] = curve(run, key)
+                series[prefix + LINES.get(key, "")] = curve(run, key)
         charts += line_chart(title, series, x_names=names)
     return (
         "<h2>Curves</h2><p>One point a model; bars are 95 % intervals over the held-out answers "
@@ -127,10 +127,7 @@ def training_section(run: RunFiles) -> str:
 
 # ---- how it is drawn ----
 class Frame:
-    """The range of all points and intervals, and where it lies in a drawing of 300 by 152 pixels.
-
-    There are 44 pixels at the left for the numbers and 24 at the bottom for the names.
-    """
+    """The range of points and intervals, and where it lies in a drawing of 300 by 152 pixels."""
 
     def __init__(self, points: Sequence[Point]):
         low = min(point.y if point.low is None else point.low for point in points)
@@ -144,18 +141,15 @@ class Frame:
     def x(self, value: float) -> str:
         width = self.right - self.left
         share = (value - self.left) / width if width else 0.5
-        return f"{44 + 246 * share:.1f}"
+        return f"{44 + 246 * share:.1f}"  # 44 pixels at the left are for the numbers
 
     def y(self, value: float, shift: float = 0) -> str:
         above = 116 * (value - self.low) / (self.high - self.low)
-        return f"{128 - above + shift:.1f}"
+        return f"{128 - above + shift:.1f}"  # 24 pixels at the bottom are for the names
 
 
 def line_chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[str] = ()) -> str:
-    """A small chart with one line for each name in `series`; "" where there is nothing to draw.
-
-    `x_names` are written below x = 1, 2, 3 ...; without them the two ends of the range.
-    """
+    """A small chart with one line for each name in `series`; "" where no name has a point."""
     series = {name: points for name, points in series.items() if points}
     if not series:
         return ""
@@ -172,7 +166,7 @@ def line_chart(title: str, series: dict[str, list[Point]], *, x_names: Sequence[
 
 
 def axes(frame: Frame, x_names: Sequence[str]) -> list[str]:
-    """Four lines with their values at the left, and the names of x at the bottom."""
+    """Four lines with their values; below, the names of x = 1, 2 ... or the ends of the range."""
     form = ".3g" if frame.high >= 0.1 else ".2g"
     if frame.high >= 100:
         form = ",.0f"  # the larger the values, the fewer decimals
@@ -205,6 +199,6 @@ def one_series(frame: Frame, points: Sequence[Point], colour: str) -> list[str]:
         if None not in (point.low, point.high):
             ends = f'y1="{frame.y(point.low)}" y2="{frame.y(point.high)}"'
             intervals.append(f'<line x1="{x}" x2="{x}" {ends} stroke="{colour}" opacity=".5"/>')
-    corners = " ".join(corners)
-    line = f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{corners}"/>'
+    path = " ".join(corners)
+    line = f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>'
     return [*intervals, line, *(dots if len(points) < MOST_DOTS else [])]

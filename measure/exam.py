@@ -1,9 +1,8 @@
 """measure/exam.py: the exam of one model, on prompts and ranked answers that training never sees.
 
 In: a model M_t with its settings, the exam of its world, and the files of the run so far.
-Out: one row of metrics.jsonl, and in exam/ the answers and the rewards behind it. People read these
-files, training does not. A figure is None where it does not exist: a real run knows no truth, and
-M_1 has no model before it.
+Out: one row of metrics.jsonl, and in exam/ the answers and the rewards behind it. People read them,
+training does not. A figure is None where a run knows no truth, and where M_1 has no model before.
 """
 
 from collections.abc import Sequence
@@ -115,10 +114,7 @@ def distinct(texts: Sequence[str]) -> float | None:
 def progress(
     folder: Path, t: int, student: Student, exam: Exam, answers: list[dict], rewards: Rewards
 ) -> dict:
-    """What the step from M_{t-1} to M_t changed, read from the files of the run in `folder`.
-
-    `agreement` compares the rewards that M_t and M_{t-1} give to the ranked answers of the exam.
-    """
+    """What the step from M_{t-1} to M_t changed, read from the files of the run in `folder`."""
     # How M_t was made; the exam of M_{t-1} does not count in its seconds.
     pairs = read_existing(folder / f"t{t - 1}/pairs.jsonl")
     trip = [row for row in read_existing(folder / "log.jsonl") if row["t"] == t - 1]
@@ -127,7 +123,7 @@ def progress(
         "pairs_right": pairs_right(pairs, exam.truth),
         "seconds": sum(row["seconds"] for row in trip if row["stage"] != "exam"),
     }
-    # What M_{t-1} did in the same exam
+    # What M_{t-1} did in the same exam: its answers, and its rewards for the ranked answers
     figures |= versus(answers, read_existing(folder / f"exam/M{t - 1}.jsonl"))
     previous_rewards = read_existing(folder / f"exam/rewards-M{t - 1}.jsonl")
     figures["agreement"] = agreement(rewards, [row["rewards"] for row in previous_rewards])
@@ -141,7 +137,7 @@ def ending(log: Sequence[dict]) -> dict:
     """The figures at the end of a training log: means over the last tenth of its steps."""
     last_steps = log[-max(1, len(log) // 10) :]
     ends = {}
-    for name in last_steps[0] if last_steps else ():
+    for name in last_steps[0] if last_steps else []:
         ends[name] = mean(step[name] for step in last_steps)
     return ends
 

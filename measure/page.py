@@ -2,8 +2,7 @@
 
 In: the directories of one run or of several.  Out: HTML with inline CSS and SVG. It needs no
 network, and only the filter of the examples needs JavaScript. It works in the middle of a run.
-Every text of a model is escaped: no answer can become part of the page.
-Left out on purpose: torch, and every figure that is not in the files.
+Every text of a model is escaped: no answer can become part of the page. No torch.
 """
 
 from collections import Counter
@@ -19,12 +18,7 @@ from measure.table import figure_text
 from measure.truth import versus
 
 STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-FILTER = (
-    "<script>const q=document.getElementById('q');q.hidden=false;"
-    "q.oninput=()=>{const s=q.value.toLowerCase();\n"
-    "for(const d of document.querySelectorAll('details.example'))"
-    "d.hidden=!d.textContent.toLowerCase().includes(s)}</script>"
-)
+FILTER = Path(__file__).with_name("page.js").read_text(encoding="utf-8").strip()
 MOST_EXAMPLES = 16  # prompts of each iteration
 ARROW = " &rarr; "
 HEADLINE = (  # key in metrics.jsonl, what it is, format
@@ -124,9 +118,9 @@ def table_section(runs: Sequence[RunFiles]) -> str:
     names = [""]
     models = []
     for run in runs:
-        for figures in run.models:
-            names.append(f"{run.name} {figures['model']}" if len(runs) > 1 else figures["model"])
-            models.append(figures)
+        prefix = f"{run.name} " if len(runs) > 1 else ""
+        names += [prefix + figures["model"] for figures in run.models]
+        models += run.models
     lines = []
     for key in TABLE_KEYS.split():
         values = [figures.get(key) for figures in models]
@@ -192,10 +186,10 @@ def funnel(files: IterationFiles, n_prompts: int) -> list[tuple[str, int, str]]:
 
 def record_section(run: RunFiles) -> str:
     """Every stage with its time, and the settings."""
-    lines = []
-    for entry in run.log:
-        stage = f"M{entry['t']} {entry['stage']}"
-        lines.append([stage, f"{entry['seconds']:.1f}", entry["told"]])
+    lines = [
+        [f"M{entry['t']} {entry['stage']}", f"{entry['seconds']:.1f}", entry["told"]]
+        for entry in run.log
+    ]
     stages = html_table(["stage", "seconds", "what it said"], lines)
     settings = [item for item in run.record["settings"].items() if item[1] is not None]
     table = html_table(["setting", "value"], settings)
@@ -229,12 +223,13 @@ def example_section(run: RunFiles) -> str:
         rewards = answer_rewards(files)
         every = max(1, len(files.pairs) // MOST_EXAMPLES)
         for pair in files.pairs[::every][:MOST_EXAMPLES]:
-            answers = pair_answers(pair, files, rewards)
-            examples.append(example(f"M{t}: ", pair["prompt"], answers))
+            texts = pair_answers(pair, files, rewards)
+            examples.append(example(f"M{t}: ", pair["prompt"], texts))
     if not examples:
         return ""
+    script = f"<script>{FILTER}</script>"
     search_box = '<input id="q" placeholder="show only examples with ..." hidden>'
-    return f"<h2>Examples: prompts, answers, verdicts</h2>{search_box}{''.join(examples)}{FILTER}"
+    return f"<h2>Examples: prompts, answers, verdicts</h2>{search_box}{''.join(examples)}{script}"
 
 
 def pair_answers(pair: dict, files: IterationFiles, rewards: dict) -> str:

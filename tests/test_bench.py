@@ -98,7 +98,9 @@ def test_the_gpu_script_on_a_cpu(tmp_path):
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert found["one"] > 0
     assert found["many"] > found["one"]
-    assert 0 < found["train_share"] < 1
+    share = found["train_share"]  # None where the processor emulates bf16
+    assert share is None or 0 < share < 1
+    assert ("no bf16 units" in done.stdout) == (share is None)
     assert "toy" in done.stdout
 
 

@@ -1,4 +1,4 @@
-"""measure/truth.py, exam.py, head_to_head.py and the command evaluate.py.
+"""measure/truth.py, exam.py and the command evaluate.py.
 
 Order, length and missing scores cannot win a comparison.
 """
@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
 
+import evaluate as evaluate_module
 from core.chat import Chat
 from core.device import pick_dtype
 from core.draw import Sampling
@@ -17,11 +18,10 @@ from core.files import read_jsonl
 from core.records import Candidate
 from core.statistics import mean
 from dpo import Recipe
+from evaluate import COMPARE, by_score, head_to_head, preferred
 from judge import Judging
 from measure import exam as exam_module
-from measure import head_to_head as head_to_head_module
 from measure.exam import Student, distinct, divergence, ending, measure
-from measure.head_to_head import COMPARE, by_score, head_to_head, preferred
 from measure.truth import true_score, versus
 from model import GPT, load, save
 from sample import Writer, respond
@@ -31,12 +31,18 @@ from worlds.world import Exam
 # ---- truth ----
 
 
+def exam_rows(*scores: int | None) -> list[dict]:
+    return [{"true_score": score} for score in scores]
+
+
 def test_versus():
     """Guards against: ties and missing scores that count as wins."""
     third = pytest.approx(1 / 3)
-    assert versus([5, 3, 2, None], [4, 3, 4, 1]) == {"win_rate": third, "lose_rate": third}
-    assert versus([5], []) == {"win_rate": None, "lose_rate": None}
-    assert versus([None], [3]) == {"win_rate": None, "lose_rate": None}
+    shares = versus(exam_rows(5, 3, 2, None), exam_rows(4, 3, 4, 1))
+    assert shares == {"win_rate": third, "lose_rate": third}
+    nothing = {"win_rate": None, "lose_rate": None}
+    assert versus(exam_rows(5), []) == nothing
+    assert versus(exam_rows(None), exam_rows(3)) == nothing
 
 
 def test_an_unfinished_answer_is_no_success():
@@ -119,8 +125,8 @@ def test_variance_of_the_votes(chat, monkeypatch):
             rows += [{"id": candidate.id, "sample": candidate.sample, "score": s} for s in scores]
         return rows
 
-    monkeypatch.setattr(exam_module, "score", fixed_votes)
-    monkeypatch.setattr(exam_module, "rank_answers", lambda *a, **k: ([], []))
+    monkeypatch.setattr(exam_module, "judge_answers", fixed_votes)
+    monkeypatch.setattr(exam_module, "judge_ranked", lambda *a, **k: ([], []))
     ends = flat_gpt({65: 0.5, 1: 0.5})
     student = Student(
         model=ends,
@@ -130,10 +136,10 @@ def test_variance_of_the_votes(chat, monkeypatch):
         recipe=Recipe(),
         key="x",
     )
-    result = measure(student, Exam(["a", "b", "c"], []))
-    assert result.figures["verdict_variance"] == pytest.approx(1.0)
-    assert result.rewards == []
-    assert all(row["tokens"] for row in result.answers)
+    figures, answers, rewards = measure(student, Exam(["a", "b", "c"], []))
+    assert figures["verdict_variance"] == pytest.approx(1.0)
+    assert rewards == []
+    assert all(row["tokens"] for row in answers)
 
 
 # ---- head to head ----
@@ -177,7 +183,7 @@ def test_both_orders_are_asked(chat, monkeypatch):
             probs.append([0.6, 0.4] if first else [0.4, 0.6])
         return torch.tensor(probs)
 
-    monkeypatch.setattr(head_to_head_module, "next_probs", likes_good)
+    monkeypatch.setattr(evaluate_module, "next_probs", likes_good)
     ours = side("good x", "bad {}", "so so", "good y")
     theirs = side("bad", "good {prompt}", "la la", "good z")
     assert preferred(Writer(None, chat), ours, theirs, slots=8) == [1, 0, 0.5, 0.5]

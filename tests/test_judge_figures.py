@@ -9,7 +9,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from core.rankings import agreement, judge_figures, pairwise_accuracy
+from core.rankings import agreement, judge_figures
 from core.statistics import bootstrap_interval
 
 ACCURACY = [
@@ -22,7 +22,6 @@ ACCURACY = [
     ([[0, None]], [[0, 1]], 0),
     ([[None, None]], [[0, 1]], 0),
     ([[5, 5]], [[1, 1]], None),
-    ([], [], None),
     ([[5, 1], [1, 5]], [[0, 1], [0, 1]], 0.5),
 ]
 
@@ -30,7 +29,8 @@ ACCURACY = [
 @pytest.mark.parametrize("rewards, ranks, share", ACCURACY, ids=str)
 def test_pairwise_accuracy(rewards, ranks, share):
     """Guards against: errors and ties that count as wins (LifeOS #1731, NeMo-Gym #2103)."""
-    assert pairwise_accuracy(rewards, ranks) == (None if share is None else pytest.approx(share))
+    accuracy = judge_figures(rewards, ranks)["judge_pairwise"]
+    assert accuracy == (None if share is None else pytest.approx(share))
 
 
 FIGURES = [  # rewards and ranks of one group: pairwise, ties, best5, exact, spearman, kendall
@@ -126,7 +126,6 @@ def test_correlations_against_the_textbook():
     whole = judge_figures(rewards, ranks)
     for name in ("judge_kendall", "judge_spearman", "judge_exact"):
         assert whole[name] == pytest.approx(sum(f[name] for f in single) / 300)
-    assert whole["judge_pairwise"] == pytest.approx(pairwise_accuracy(rewards, ranks))
 
 
 @pytest.mark.parametrize("seed", range(6))

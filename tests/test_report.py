@@ -1,7 +1,6 @@
 """The report: one page from a run's files, at any moment of the run, and alarms that ring when
 they should."""
 
-import dataclasses
 import json
 import re
 import shutil
@@ -15,10 +14,9 @@ import pytest
 from conftest import ROOT
 
 from measure.alarms import alarms
-from measure.charts import Point, line_chart
-from measure.page import page, write_report
+from measure.charts import Point, curve, line_chart
+from measure.page import funnel, page, write_report
 from measure.run_files import RunFiles, answer_rewards, load_run
-from measure.sections import curve, funnel
 
 CHROMIUM = shutil.which("chromium")
 VOID = {"meta", "input", "br", "line", "circle", "polyline"}
@@ -127,13 +125,13 @@ def test_several_runs(folder, tmp_path):
 def test_funnel(folder):
     """Guards against: losses that do not add up."""
     run = load_run(folder)
-    stages = funnel(run.iterations[1], run.settings["n_prompts"])
+    stages = funnel(run.iterations[1], run.record["settings"]["n_prompts"])
     left = {stage: count for stage, count, _ in stages}
     lost = {stage: sentence for stage, _, sentence in stages}
     assert lost["pairs"].startswith(f"{left['prompts with two scores'] - left['pairs']} ")
     assert left["prompts asked for"] >= left["prompts kept"] >= left["prompts with two scores"]
     assert left["prompts with two scores"] >= left["pairs"] == len(run.iterations[1].pairs)
-    assert left["answers"] == left["prompts kept"] * run.settings["n"]
+    assert left["answers"] == left["prompts kept"] * run.record["settings"]["n"]
     assert left["answers"] >= left["finished answers"] >= left["answers with a score"] > 0
 
 
@@ -148,7 +146,7 @@ def test_funnel(folder):
 def test_funnel_in_the_middle_of_a_trip(folder, gone, last):
     """Guards against: what is not made yet told as lost."""
     files = load_run(folder).iterations[1]
-    unfinished = dataclasses.replace(files, **{stage: [] for stage in gone})
+    unfinished = files._replace(**{stage: [] for stage in gone})
     assert funnel(unfinished, 24)[-1][0] == last
 
 
