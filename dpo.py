@@ -16,6 +16,7 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,8 @@ def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
     """log p(response | prompt) of each example of each group: (E,).
 
     It is the sum, not the mean, over response tokens, EOS included. A group is one row. A pair is
-    such a row: x | y_w | y_l, where the prompt x is read once, and y_l must not see y_w. The
-    picture in core/batches.py shows the tensors.
+    such a row: x | y_w | y_l, where the prompt x is read once (but for its last token, which each
+    branch has), and y_l must not see y_w. The picture in core/batches.py shows the tensors.
     """
     ids, mask, branch, position = collate(groups, model.device)  # (B,T) each
     sizes = torch.tensor([len(group) for group in groups], device=ids.device)  # (B,)
@@ -67,7 +68,8 @@ def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
         beginning = branch[:, None, :] == 0  # (B,1,T)
         view = {"positions": position, "seen": (same_branch | beginning).tril()}
     logps = token_logps(model, ids, mask, **view)  # (B,T-1)
-    # 2) add up each branch: column j is branch j, and column 0, the beginning, has no response
+    # 2) add up each branch. logps[:, i] is of token i + 1, hence branch[:, 1:]. Column j of the
+    #    sums is branch j; column 0, the beginning, is 0
     sums = logps.new_zeros(len(groups), most + 1).scatter_add(1, branch[:, 1:], logps)
     # 3) rows with fewer than `most` examples have empty columns
     is_example = torch.arange(most, device=ids.device) < sizes[:, None]  # (B,most)
@@ -125,20 +127,21 @@ def dpo_loss(
 # ---- one loop for all training ----
 
 
-# What a pass goes through -> the sum of its losses, and the sums of its figures.
-LossOfPass = Callable[[list], tuple[Tensor, dict[str, Tensor]]]
-
-
 class Pass(NamedTuple):
     """A part of a step: what goes through the model at once.
 
-    `weight` is 1 / (all pairs, examples or tokens of its kind in the step). So the passes of a kind
-    add up to its mean, however the step is cut.
+    `weight` is 1 / (the number of pairs, or of examples, or of tokens in the whole step). So the
+    passes of a step add up to a mean, however it is cut.
     """
 
-    loss_of: LossOfPass
-    batch: list  # numbers of pairs, or groups of numbers of examples
+    loss_of: Callable[[], tuple[Tensor, dict[str, Tensor]]]  # sums of the loss and of figures
+    numbers: list[int]  # of the pairs or examples in it, for messages
     weight: float
+
+
+def take(items: Sequence, numbers: Sequence[int]) -> list:
+    """The items with these numbers."""
+    return [items[number] for number in numbers]
 
 
 def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -148,7 +151,7 @@ def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
     ]
 
 
-OptimizersOf = Callable[[GPT, Recipe], list[torch.optim.Optimizer]]
+MakeOptimizers = Callable[[GPT, Recipe], list[torch.optim.Optimizer]]
 
 
 def fit(
@@ -157,7 +160,7 @@ def fit(
     recipe: Recipe,
     *,
     name: str,
-    optimizers: OptimizersOf = adamw,
+    optimizers: MakeOptimizers = adamw,
 ) -> list[dict]:
     """Trains `model` in place; returns one dict of figures a step.
 
@@ -194,24 +197,24 @@ def add_up_gradients(
 ) -> dict[str, float]:
     """Forward and backward of all passes of a step, then clipping. Returns the step's figures."""
     figures: dict[str, float] = defaultdict(float)
-    for loss_of, batch, weight in passes:
+    for loss_of, numbers, weight in passes:
         with precision(model.device, recipe.dtype):
-            loss, sums = loss_of(batch)
-        check_finite(loss.item(), "loss", place, batch)
+            loss, sums = loss_of()
+        check_finite(loss.item(), "loss", place, numbers)
         (loss * weight).backward()
         figures["loss"] += loss.item() * weight
         for key, value in sums.items():
             figures[key] += float(value) * weight
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
-    check_finite(norm, "gradient", place, [item for one in passes for item in one.batch])
+    check_finite(norm, "gradient", place, passes[0].numbers)
     return {**figures, "grad_norm": norm}
 
 
-def check_finite(value: float, what: str, place: str, batch: list) -> None:
+def check_finite(value: float, what: str, place: str, numbers: list[int]) -> None:
     """Raises UserError for NaN and infinity."""
     if not math.isfinite(value):
         raise UserError(
-            f"{place}: the {what} became {value}, rows {batch[:8]}; the last saved model is "
+            f"{place}: the {what} became {value}, rows {numbers[:8]}; the last saved model is "
             f"untouched. Lower the learning rate or look at these rows."
         )
 
@@ -225,7 +228,7 @@ def sft(
     recipe: Recipe,
     *,
     name: str = "sft",
-    optimizers: OptimizersOf = adamw,
+    optimizers: MakeOptimizers = adamw,
 ) -> list[dict]:
     """Supervised fine-tuning on the responses of `examples`. Changes `model`; returns the log."""
     steps = [sft_passes(model, examples, step, recipe) for step in plan(len(examples), recipe)]
@@ -235,30 +238,32 @@ def sft(
 def sft_passes(
     model: GPT, examples: Sequence[Example], numbers: Sequence[int], recipe: Recipe
 ) -> list[Pass]:
-    """One supervised step over the examples with these numbers, cut into passes.
-
-    Some examples make a group, which is one row of the tensors, and some groups make a pass.
-    """
-
-    def members(group: Sequence[int]) -> list[Example]:
-        return [examples[number] for number in group]
-
-    def loss_of(batch: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:
-        groups = [members(group) for group in batch]
-        sizes = [len(example.response) for group in groups for example in group]
-        weights = [1 / size if recipe.per_example else 1.0 for size in sizes]
-        return sft_loss(model, groups, torch.tensor(weights, device=model.device)), {}
-
-    total = len(numbers)
+    """One supervised step over the examples with these numbers, cut into passes."""
+    # 1) the divisor of the mean
+    divisor = len(numbers)
     if not recipe.per_example:
-        total = sum(len(example.response) for example in members(numbers))
-    # A group is no longer than plain attention, with its T x T weights, can bear.
-    groups = group_alike(examples, numbers, min(recipe.tokens, PLAIN_ATTENTION_LIMIT))
-    lengths = [row_length(members(group)) for group in groups]
+        divisor = sum(len(example.response) for example in take(examples, numbers))
+    # 2) examples that begin alike make one row of the tensors, which plain attention must bear
+    most = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
+    rows = group_alike(examples, numbers, most)  # each a list of numbers
+    lengths = [row_length(take(examples, row)) for row in rows]
+    # 3) rows that fit into one pass
     passes = []
-    for batch in micro_batches(range(len(groups)), lengths, recipe.tokens):
-        passes.append(Pass(loss_of, [groups[g] for g in batch], 1 / total))
+    for batch in micro_batches(range(len(rows)), lengths, recipe.tokens):
+        groups = [take(examples, row) for row in take(rows, batch)]
+        in_pass = [number for row in take(rows, batch) for number in row]
+        loss_of = partial(sft_sums, model, groups, recipe.per_example)
+        passes.append(Pass(loss_of, in_pass, 1 / divisor))
     return passes
+
+
+def sft_sums(
+    model: GPT, groups: Sequence[Sequence[Example]], per_example: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss of one pass, before it is divided: a mean for each example, or all tokens alike."""
+    sizes = [len(example.response) for group in groups for example in group]
+    weights = [1 / size if per_example else 1.0 for size in sizes]
+    return sft_loss(model, groups, torch.tensor(weights, device=model.device)), {}
 
 
 # ---- DPO ----
@@ -282,10 +287,11 @@ def dpo(
 ) -> list[dict]:
     """M_t -> M_{t+1}, in place; returns the log.
 
-    Loss of a step = mean loss of its pairs + mean SFT loss of its replay, with equal weight. The
-    log has it as `loss`, and that of the pairs without NLL as `dpo_loss`.
-    The NLL term is that of Iterative RPO (Pang et al. 2024, eq. 1): DPO alone may widen the margin
-    by pushing both answers down. Without replay the model forgets how to judge.
+    Loss of a step = mean over pairs of (DPO loss + nll x NLL of chosen per token)
+                   + mean SFT loss of the replay
+    In the log, `loss` is all of it, and `dpo_loss` the first term alone. The NLL term is that of
+    Iterative RPO (Pang et al. 2024, eq. 1): DPO alone may widen the margin by pushing both answers
+    down. Without replay the model forgets how to judge.
     """
     start = reference_logps(model, pairs, recipe)  # (pairs, 2): where M_t stood, for the log
     reference = start  # for the loss; a variant has another
@@ -293,11 +299,11 @@ def dpo(
         reference = reference_logps(objective.reference, pairs, recipe)
 
     def loss_of(batch: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen, rejected = pair_logps(model, [pairs[i] for i in batch])  # (B,) each
+        chosen, rejected = pair_logps(model, take(pairs, batch))  # (B,) each
         logps = (chosen, rejected, *reference[batch].unbind(1))
         losses = objective.loss(*logps, beta=objective.beta)  # (B,)
         sizes = torch.tensor([len(pairs[i][0].response) for i in batch], device=chosen.device)
-        nll = -chosen / sizes  # per token
+        chosen_nll = -chosen / sizes  # per token
         # For the log: the margin of DPO, whatever the loss, and both log-probs since M_t.
         margin = objective.beta * margins(*logps).detach()
         changes = torch.stack([chosen, rejected], dim=1).detach() - start[batch]  # (B,2)
@@ -308,14 +314,14 @@ def dpo(
             "chosen_change": changes[:, 0].sum(),
             "rejected_change": changes[:, 1].sum(),
         }
-        return (losses + objective.nll * nll).sum(), figures
+        return (losses + objective.nll * chosen_nll).sum(), figures
 
     lengths = [row_length(pair) for pair in pairs]
     rng = random.Random(f"replay {recipe.seed}")
     steps = []
     for step in plan(len(pairs), recipe):
         batches = micro_batches(step, lengths, recipe.tokens)
-        passes = [Pass(loss_of, batch, 1 / len(step)) for batch in batches]
+        passes = [Pass(partial(loss_of, batch), batch, 1 / len(step)) for batch in batches]
         if objective.replay and objective.replay_size:
             size = min(objective.replay_size, len(objective.replay))
             drawn = rng.sample(range(len(objective.replay)), size)

@@ -62,7 +62,7 @@ NUMBER = re.compile(
     r"""
     [\s*_`"'(\[]*                              # marks, as in **4** or (4)
     (\d+(?:\.\d+)?)                            # 4, 4.5
-    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5, but not 4/50
+    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5; of 4/50 only the 4, then refused
     (?!\s*(?:[/–-]|out\ of|to)\s*\d            # refused: 4/10, 4 out of 10, 3-4, 3 to 4
       |\d|[.,]\d                               # refused: a part of a number, 1.2.3, 3,5
       |\s*%)                                   # refused: 90%
@@ -212,7 +212,7 @@ def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]
     Raises UserError where no single id does.
     """
     lines = [chat.response(text) for text in texts]
-    size = shared_prefix(lines)  # it leaves out the last token, so each line has one more
+    size = shared_prefix(lines)  # it never counts a line's last token, so line[size] exists
     ids = [line[size] for line in lines]
     if len(set(ids)) < len(texts):
         raise UserError(
@@ -246,7 +246,7 @@ def choose_pair(group: Sequence[Candidate]) -> Pair | None:
     """The best against the worst answer to one prompt: the first of the highest and of the lowest
     reward.
 
-    None where fewer than two were scored, or all rewards are equal (the paper, section 2.4).
+    None where fewer than two were scored, or all rewards are equal (the paper, section 2.3).
     """
     scored = [y for y in group if y.reward is not None]
     if len(scored) < 2:
@@ -291,7 +291,7 @@ def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dic
 
 
 def judge_file(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
-    """How well the judge orders answers that people ranked (the paper, section 4.1)."""
+    """How well the judge orders answers that people ranked (the paper, section 3.1)."""
     started = time.time()
     groups = read_ranked(args.file)
     rewards, verdicts = judge_ranked(writer, groups, judging, key=f"{args.seed}")

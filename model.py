@@ -7,8 +7,8 @@ Covered: RMSNorm, RoPE (default, linear and llama3 scaling), grouped-query atten
 QK-norm (qwen3), q/k/v bias (qwen2), a tied or a separate head. Left out on purpose: sliding
 windows, mixture of experts, quantised weights, beam search in the cache.
 
-Shapes: B rows (B|1: one for all rows will do), T new tokens, S tokens that a row holds, D hidden,
-H query heads, G key/value heads, K width of a head, V vocabulary.
+Shapes: B rows (B|1: one for all rows will do), T new tokens, S places of a row in the cache, D
+hidden, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
 import math
@@ -25,7 +25,8 @@ from core.checkpoint import GPTConfig, config_to_hf, read_config, read_weights, 
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
 
-# Up to so many tokens, plain attention beats the fused kernel of CPUs. It keeps T x T weights.
+# Up to so many tokens, plain attention beats the fused kernel of CPUs (docs/log.md). Beyond, its
+# T x T weights cost too much memory.
 PLAIN_ATTENTION_LIMIT = 768
 
 
@@ -73,7 +74,7 @@ def slow_long_waves(frequencies: Tensor, scaling: dict) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns x (B,T,H,K) by its position, in the half-split layout. cos and sin are (B|1,T,1,K)."""
+    """Turns each pair (i, i + K/2) of x (B,T,H,K) by its position. cos, sin (B|1,T,1,K)."""
     a, b = x.chunk(2, dim=-1)
     return x * cos + torch.cat((-b, a), dim=-1) * sin
 
@@ -209,7 +210,7 @@ class GPT(nn.Module):
         self.lm_head = None
         if not config.tie_word_embeddings:
             self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
-        # Not a buffer, which a copy in bf16 would round: late tokens would stand elsewhere.
+        # Not a buffer, which a copy in bf16 would round: late positions would turn wrongly.
         self.frequencies = rope_frequencies(config)  # (K/2,)
 
     @property
@@ -240,7 +241,7 @@ class GPT(nn.Module):
         """
         x = self.embed_tokens(ids)  # (B,T,D)
         if torch.is_autocast_enabled(x.device.type):
-            # Else the stream between the blocks stays fp32, and every block casts it.
+            # Else the residual x stays fp32, and every block casts it.
             x = x.to(torch.get_autocast_dtype(x.device.type))
         layout = self.lay_out(x, cache, positions, seen)
         for block in self.layers:
@@ -301,7 +302,7 @@ def load(
     """A Hugging Face directory -> a GPT in eval mode. Raises UserError for anything else."""
     folder = Path(folder)
     config = read_config(folder)
-    with torch.device("meta"):  # shapes only: a broken checkpoint is named before it takes memory
+    with torch.device("meta"):  # shapes only: a broken checkpoint is told before it takes memory
         model = GPT(config)
     shapes = {name: weight.shape for name, weight in model.named_parameters()}
     weights = read_weights(folder, shapes)

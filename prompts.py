@@ -2,7 +2,7 @@
 
 In: a writer, and prompts of people as examples.  Out: up to `count` new prompts, unlike those and
 unlike each other, and a count of why others were refused. Source: Self-Instruct (Wang et al. 2023),
-as in the paper, section 2.3.
+as in the paper, section 2.2.
 Left out on purpose: a judge of prompts. A bad prompt shows later, as answers that all tie.
 """
 
@@ -24,8 +24,8 @@ OWN_SHOTS = 2  # of them written by the model itself, once it has written some
 MIN_WORDS = 3  # of a prompt (Self-Instruct)
 MAX_WORDS = 150
 SURPLUS = 1.25  # prompts written for each one wanted, as some are refused
-MAX_CALLS = 12  # a model that writes nothing usable must not hold the run
-# A text model cannot do tasks with one of these words (as whole words).
+MAX_CALLS = 12  # a model that writes nothing usable must not block the run
+# A text model cannot do tasks with one of these words. ("images" passes.)
 UNANSWERABLE = re.compile("image|picture|photo|graph|plot|draw|file|map|video|audio|music|diagram")
 
 

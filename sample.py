@@ -33,7 +33,7 @@ from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, pick, uniforms
 from core.errors import UserError
 from core.kernels import pack
-from core.records import Candidate, Work
+from core.records import Candidate, Completion, Work
 from model import GPT, load
 
 READ_AT_ONCE = 4096  # most prompt tokens of one pass
@@ -48,8 +48,8 @@ class Writer:
     chat: Chat
     work: Work = field(default_factory=Work)
 
-    def read_meter(self) -> str:
-        """What was computed since the last reading, in words."""
+    def take_meter(self) -> str:
+        """What was computed since the last call, in words. The meter starts at zero again."""
         text = self.work.summary()
         self.work = Work()
         return text
@@ -66,11 +66,6 @@ def writing_copy(model: GPT, chat: Chat, dtype: torch.dtype) -> Writer:
     return Writer(pack(copy.deepcopy(model).to(dtype).eval()), chat)
 
 
-class Completion(NamedTuple):
-    tokens: list[int]  # as drawn, EOS included
-    finished: bool  # ended by EOS or by the stop rule, not by the limit
-
-
 # ---- reading prompts ----
 
 
@@ -79,8 +74,8 @@ def read_prompts_into_cache(
 ) -> tuple[KVCache, Tensor | None]:
     """Runs the tokens that stand behind the shared beginning through the model.
 
-    Returns a cache with one row per prompt (B), and the hidden states (B,T,D), right-padded; None
-    where no prompt has such tokens.
+    Returns a cache with one row per prompt (B), and the hidden states (B,T,D), right-padded. They
+    are None if every prompt equals the shared beginning.
     """
     model = writer.model
     cache = model.new_cache(len(prompts), shared)
@@ -100,15 +95,15 @@ def read_prompts_into_cache(
 def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> KVCache | None:
     """What all prompts begin with, read once: a cache of one row. None where that is too short.
 
-    A shared beginning costs extra matrix products in every decode step. It pays off from half of
-    all prompt tokens on.
+    A shared beginning costs extra matrix products in every decode step. It is worth them if it
+    holds at least half of all prompt tokens.
     """
     size = shared_prefix(prompts)
     tokens = sum(len(prompt) for prompt in prompts)
     if size * len(prompts) < tokens / 2:
         return None
     cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
-    # attend_shared has no mask here, so the empty places behind the tokens must go.
+    # attend_shared does not mask the pads of this cache, so they must go.
     cache.k = cache.k[:, :, :, :size].contiguous()
     cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
@@ -125,7 +120,7 @@ class Request(NamedTuple):
 class Slots:
     """The texts that are being written. Each slot is a row of the cache and serves one request.
 
-    A free slot is computed along with the others, and what it writes is ignored.
+    A free slot is computed too, and what it writes is ignored.
     """
 
     def __init__(self, writer: Writer, count: int, sampling: Sampling, shared: KVCache | None):
@@ -138,8 +133,9 @@ class Slots:
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.inputs = torch.zeros(count, dtype=torch.long, device=device)  # (B,) the next input
         self.sizes = torch.zeros(count, dtype=torch.long, device=device)  # (B,) tokens written
-        self.uniforms = torch.zeros(count, sampling.max_new_tokens, device=device)  # (B,M)
-        self.texts = torch.zeros_like(self.uniforms, dtype=torch.long)  # (B,M) what was written
+        self.limit = sampling.max_new_tokens  # M
+        self.draws = torch.zeros(count, self.limit, device=device)  # (B,M) its random numbers
+        self.texts = torch.zeros_like(self.draws, dtype=torch.long)  # (B,M) what was written
         self.is_eos = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
         self.is_eos[writer.chat.eos_ids] = True  # (V,)
 
@@ -162,7 +158,7 @@ class Slots:
         # 3) set the slots up
         last_tokens = [prompts[p][-1] for p, _ in requests]
         self.inputs[slots] = torch.tensor(last_tokens, device=slots.device)
-        self.uniforms[slots] = uniforms(text_keys, self.uniforms.shape[1]).to(slots.device)
+        self.draws[slots] = uniforms(text_keys, self.limit).to(slots.device)
         self.sizes[slots] = 0
         self.live[slots] = True
         for slot, request in zip(free, requests, strict=True):
@@ -174,11 +170,11 @@ class Slots:
         self.writer.work.written += int(self.live.sum())
         model = self.writer.model
         hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
-        # A freed slot may have used all M places. What it writes now, nobody reads.
-        places = self.sizes.clamp(max=self.uniforms.shape[1] - 1)[:, None]  # (B,1)
-        u = self.uniforms.gather(1, places)[:, 0]
+        # A freed slot may have used all M columns. What it writes now, nobody reads.
+        columns = self.sizes.clamp(max=self.limit - 1)[:, None]  # (B,1)
+        u = self.draws.gather(1, columns)[:, 0]
         tokens = pick(model.logits(hidden), u, self.sampling)
-        self.texts.scatter_(1, places, tokens[:, None])
+        self.texts.scatter_(1, columns, tokens[:, None])
         self.cache.lengths += self.live
         self.sizes += self.live
         self.inputs = tokens
@@ -190,12 +186,12 @@ class Slots:
     def ended(self, tokens: Tensor) -> Tensor:
         """(B,) bool: slots whose token (B,) is an EOS, or whose text the stop rule accepts.
 
-        The stop rule is asked only after a token that holds a line break.
+        The stop rule is asked after a token with a line break. `release` ignores free slots.
         """
         ended = self.is_eos[tokens]
         if self.sampling.stop is None:
             return ended
-        # A model may have more ids than its tokenizer. They count as the tokenizer's last one.
+        # Ids beyond the tokenizer's, which some models have, count as its last one.
         breaks = self.writer.chat.newline.to(tokens.device)
         line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
         for slot in line_ends.nonzero()[:, 0].tolist():
@@ -204,7 +200,7 @@ class Slots:
 
     def release(self, ended: Tensor) -> list[tuple[Request, Completion]]:
         """Frees the slots that ended or reached the limit, and returns what they wrote."""
-        done = self.live & (ended | (self.sizes == self.uniforms.shape[1]))
+        done = self.live & (ended | (self.sizes == self.limit))
         results = []
         for slot in done.nonzero()[:, 0].tolist():
             completion = Completion(self.text(slot), bool(ended[slot]))
@@ -222,7 +218,7 @@ class Slots:
         self.live = self.live[live]
         self.inputs = self.inputs[live]
         self.sizes = self.sizes[live]
-        self.uniforms = self.uniforms[live]
+        self.draws = self.draws[live]
         self.texts = self.texts[live]
 
 
@@ -244,13 +240,12 @@ def generate(
     """
     if not prompts:
         return []
-    check_room(writer.model, prompts, sampling)
+    lengths = [len(prompt) for prompt in prompts]
+    check_room(writer.model, max(lengths), sampling.max_new_tokens)
     n = sampling.n
-    # No more slots than texts, and at least enough for one prompt.
     slot_count = min(max(sampling.slots, n), n * len(prompts))
     # Prompts are read in groups of like length, the shortest first; `pop` takes the longest. A
     # group fills an eighth of the slots at most, so a refill need not wait for many free slots.
-    lengths = [len(prompt) for prompt in prompts]
     group_size = max(1, slot_count // (PARTS * n))
     waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, group_size)
     writer.work.prompts += len(prompts)
@@ -277,13 +272,12 @@ def generate(
     return completions
 
 
-def check_room(model: GPT, prompts: Sequence[Sequence[int]], sampling: Sampling) -> None:
-    longest = max(len(prompt) for prompt in prompts)
+def check_room(model: GPT, longest: int, limit: int) -> None:
     context = model.config.max_position_embeddings
-    if longest + sampling.max_new_tokens > context:
+    if longest + limit > context:
         raise UserError(
-            f"a prompt of {longest} tokens and {sampling.max_new_tokens} new ones do not fit the "
-            f"model's context of {context}; shorten the prompt or lower the limit."
+            f"a prompt of {longest} tokens and {limit} new ones do not fit the model's context of "
+            f"{context}; shorten the prompt or lower the limit."
         )
 
 
@@ -304,7 +298,7 @@ def next_probs(
     slots: int,
     label: str | None = None,
 ) -> Tensor:
-    """p(the next token is w) for each id w of `wanted` after each prompt: (P,W) in fp32."""
+    """p(the next token is w) for each id w of `wanted` after each prompt: (P, wanted) in fp32."""
     probs = torch.zeros(len(prompts), len(wanted))
     if not prompts:
         return probs
@@ -316,8 +310,8 @@ def next_probs(
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
         # shared_prefix leaves each prompt its last token, so `states` is not None.
         last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
-        every = writer.model.logits(last).float().softmax(-1)  # (B,V)
-        probs[batch] = every[:, list(wanted)].cpu()
+        all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
+        probs[batch] = all_probs[:, list(wanted)].cpu()
     return probs
 
 
@@ -347,7 +341,7 @@ def respond(
 # ---- command line: ask any M_t ----
 
 
-def say(writer: Writer, messages: list[dict], sampling: Sampling, key: str) -> str:
+def stream_answer(writer: Writer, messages: list[dict], sampling: Sampling, key: str) -> str:
     """Streams one answer to the terminal and returns it."""
     tokens: list[int] = []
     shown = ""
@@ -372,7 +366,7 @@ def talk(writer: Writer, sampling: Sampling, seed: int) -> None:
         question = line.strip()
         if question:
             messages.append({"role": "user", "content": question})
-            answer = say(writer, messages, sampling, f"{seed} {len(messages)}")
+            answer = stream_answer(writer, messages, sampling, f"{seed} {len(messages)}")
             messages.append({"role": "assistant", "content": answer})
         else:
             messages.clear()
@@ -390,7 +384,9 @@ def main() -> None:
     writer = load_writer(args.model, pick_device(args.device))
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     if args.question:
-        say(writer, [{"role": "user", "content": args.question}], sampling, f"{args.seed}")
+        stream_answer(
+            writer, [{"role": "user", "content": args.question}], sampling, f"{args.seed}"
+        )
         return
     print("Chat with", args.model, "- an empty line starts anew, Ctrl-D ends.")
     talk(writer, sampling, args.seed)

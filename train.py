@@ -50,8 +50,8 @@ from worlds.people import read_prompts
 from worlds.world import World
 
 PAPER_WIDTH = 8192  # hidden size of the paper's model
-PAPER_SFT_LR = 5.5e-6  # it falls to 1.1e-6
-PAPER_DPO_LR = 1e-6  # it falls to 1e-7
+PAPER_SFT_LR = 5.5e-6
+PAPER_DPO_LR = 1e-6
 
 
 def self_reward(loop: "Loop", base: GPT | None) -> None:
@@ -94,14 +94,14 @@ class Loop:
     rubric: str
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
-    choose = staticmethod(choose_pair)  # one prompt's answers -> its pair
+    choose = staticmethod(choose_pair)  # one prompt's answers -> its pair; not a field
 
     # ---- M_0 -> M_1 ----
 
     def make_first_model(self, base: GPT) -> None:
         """SFT on answers and verdicts. Without seed data M_1 is M_0."""
         answers = [self.chat.example(row["prompt"], row["response"]) for row in self.world.ift]
-        answers = self.fitting(base, answers)
+        answers = self.short_enough(base, answers)
         verdicts = self.verdict_examples(base, self.judge_data(base, answers))
         started = time.time()
         note = "no seed data, so M1 is the base model"
@@ -116,25 +116,25 @@ class Loop:
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         """EFT: the judge examples of the world, and those made from answers that people ranked.
 
-        The toy has no such answers. Else a copy of M_0 learns to answer and writes verdicts on
-        them, and those that agree with people are kept (worlds/judge_data.py).
+        The toy has ready examples. For real models a copy of M_0 learns to answer, then judges the
+        ranked answers; verdicts that agree with people are kept (worlds/judge_data.py).
         """
         judging = replace(self.judging(), how="sampled")  # it must write, whatever --judge says
         teacher = Teacher(base, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
-        run = self.run  # also an input: the verdicts are a stage inside this one
+        run = self.run  # also an input: make_judge_data keeps the verdicts as a stage
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
     def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
-        return self.fitting(model, judge_examples(self.chat, self.rubric, eft))
+        return self.short_enough(model, judge_examples(self.chat, self.rubric, eft))
 
-    def fitting(self, model: GPT, examples: list[Example]) -> list[Example]:
+    def short_enough(self, model: GPT, examples: list[Example]) -> list[Example]:
         """Those that fit into the model's context. How many do not is printed."""
         return drop_long(examples, model.config.max_position_embeddings, self.run.say)
 
     # ---- M_t, and its prompts, answers and scores ----
 
     def load_both(self, t: int) -> tuple[GPT, Writer]:
-        """M_t in its two forms: fp32 weights to train, and a packed copy of them to write with."""
+        """M_t in its two forms: fp32 weights to train, and a copy laid out for speed to write."""
         model = load(self.run.model_folder(t), device=self.device)
         return model, writing_copy(model, self.chat, self.dtype)
 
@@ -163,13 +163,13 @@ class Loop:
         exam = self.world.exam
         held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
         known = KnownPrompts([*seeds, *held_out], c.rouge)
-        sampling = replace(self.answering(), temperature=c.prompt_temperature, n=1)
+        sampling = replace(self.answering(), temperature=c.prompt_temperature)
         key = self.key("prompts", t)
         prompts, refused = new_prompts(
             writer, seeds, c.n_prompts, sampling=sampling, key=key, known=known
         )
         self.run.note(prompts_note(prompts, refused))
-        self.run.note(writer.read_meter())
+        self.run.note(writer.take_meter())
         return prompts
 
     def answer(self, writer: Writer, prompts: list[str], t: int) -> list[Candidate]:
@@ -180,7 +180,7 @@ class Loop:
     def write_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
         answers = respond(writer, prompts, self.answering(), key=self.key("answers", t))
         self.run.note(answers_note(answers))
-        self.run.note(writer.read_meter())
+        self.run.note(writer.take_meter())
         return [y.row() for y in answers]
 
     def judge(
@@ -197,7 +197,7 @@ class Loop:
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         verdicts = judge_answers(writer, answers, self.judging(), key=key)
         self.run.note(verdicts_note(verdicts, self.config.judge))
-        self.run.note(writer.read_meter())
+        self.run.note(writer.take_meter())
         return verdicts
 
     # ---- pairs, and M_{t+1} ----
@@ -213,7 +213,7 @@ class Loop:
                 f"{self.run.model_folder(t)} is the last model. Give it judge examples (--eft, "
                 f"--ranked), more prompts or more answers."
             )
-        # For people from here on: a resumed run chooses the pairs again, from the scores.
+        # The file, the example and the report are for people. A resumed run chooses again.
         self.run.keep(t, "pairs", self.pair_rows, pairs, note)
         self.run.say(worked_example(self.world.exam, scored, pairs[0]))
         write_report([self.run.folder])
@@ -241,7 +241,7 @@ class Loop:
         return log
 
     def pair_examples(self, selection: Selection) -> list[PreferencePair]:
-        """The pairs as token ids, as they were drawn: no text is tokenised again."""
+        """The pairs as token ids. The responses are as they were drawn, not tokenised again."""
         examples = []
         for pair in selection.pairs:
             prompt = self.chat.prompt(pair.chosen.prompt)
@@ -250,7 +250,7 @@ class Loop:
         return examples
 
     def objective(self, model: GPT, selection: Selection) -> Objective:
-        """The loss of DPO (of variants, it depends on the selection), and the replay."""
+        """Loss and replay of DPO. Only variants look at the selection."""
         c = self.config
         replay = []
         if c.replay:
@@ -273,7 +273,7 @@ class Loop:
         return Judging(self.rubric, sampling, c.judge)
 
     def recipe(self) -> Recipe:
-        """What SFT and DPO have in common."""
+        """What SFT and DPO have in common. DPO needs `per_example` for its replay."""
         c = self.config
         return Recipe(
             batch_size=c.batch_size,
@@ -284,7 +284,7 @@ class Loop:
             per_example=c.sft_weight == "examples",
         )
 
-    # The default learning rate is the paper's x 8192 / width.
+    # Default rates: the paper's x 8192 / width, as narrow models bear more. They fall as there.
 
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
@@ -296,8 +296,6 @@ class Loop:
         lr = c.dpo_lr or PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
         seed = 1000 * t + c.seed  # another order of the pairs in each iteration, and for each seed
         return replace(self.recipe(), epochs=c.dpo_epochs, lr=lr, lr_end=lr / 10, seed=seed)
-
-    # ---- for people ----
 
     def hold_exam(self, t: int) -> None:
         """The exam of M_t: its line, its alarms, and the report. No stage learns from it."""

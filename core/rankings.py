@@ -6,6 +6,7 @@ verdict could be read.
 Out: the paper's five figures with their tie rules (section 4.1), and how alike two judges are.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import permutations
 
@@ -24,23 +25,12 @@ def places(values: Sequence[float]) -> list[float]:
     return [rising.index(value) + (rising.count(value) - 1) / 2 for value in values]
 
 
-def difference_signs(values: Sequence[float]) -> list[int]:
-    """1, 0 or -1 for every ordered pair of values: is the first one larger, equal or smaller?"""
-    return [(x > y) - (x < y) for x, y in permutations(values, 2)]
-
-
-def deviations(values: Sequence[float]) -> list[float]:
-    middle = mean(values)
-    return [value - middle for value in values]
-
-
 def correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Pearson's correlation of two lists of one length; 0 where one does not vary, or is empty.
-
-    Of places it is Spearman's rank correlation, and of difference signs Kendall's tau-b.
-    """
-    deviations_a = deviations(a)
-    deviations_b = deviations(b)
+    """Pearson's correlation of two lists of one length; 0 where one does not vary, or is empty."""
+    mean_a = mean(a)
+    mean_b = mean(b)
+    deviations_a = [x - mean_a for x in a]
+    deviations_b = [y - mean_b for y in b]
     products = sum(x * y for x, y in zip(deviations_a, deviations_b, strict=True))
     squares_a = sum(x * x for x in deviations_a)
     squares_b = sum(y * y for y in deviations_b)
@@ -48,10 +38,18 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> float:
     return products / spread if spread else 0.0
 
 
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """Kendall's tau-b: the correlation of the signs of all differences between two values."""
+    signs_a = [(x > y) - (x < y) for x, y in permutations(a, 2)]
+    signs_b = [(x > y) - (x < y) for x, y in permutations(b, 2)]
+    return correlation(signs_a, signs_b)
+
+
 def pair_signs(rewards: Rewards, ranks: Ranks) -> list[int]:
     """Of every two answers of different rank: do the rewards order them as people do?
 
     1 they do, 0 they tie or one is missing, -1 they turn the order round.
+    Example: pair_signs([5, 3, None], [0, 1, 1]) is [1, 0].
     """
     signs = []
     answers = zip(rewards, ranks, strict=True)
@@ -74,36 +72,32 @@ def judge_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
                     means over groups; an answer without a reward is left out of its group, and a
                     group whose rewards do not vary counts 0
     """
-    signs = [pair_signs(*group) for group in zip(rewards, ranks, strict=True)]
-    all_signs = [sign for group in signs for sign in group]
-    figures = {
-        "judge_pairwise": mean(sign == 1 for sign in all_signs),
-        "judge_interval": bootstrap_interval([s.count(1) for s in signs], [len(s) for s in signs]),
-        "judge_ties": mean(sign == 0 for sign in all_signs),
-    }
-    return figures | order_figures(rewards, ranks)
-
-
-def order_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
-    """The figures that look at the best answers and at the order of whole groups."""
-    fives = []
-    exact = []
-    spearmans = []
-    kendalls = []
+    values = defaultdict(list)  # of pairs, answers or groups; a figure is the mean of its values
+    right_in_group = []
+    pairs_in_group = []
     for group_rewards, group_ranks in zip(rewards, ranks, strict=True):
-        answers = list(zip(group_rewards, group_ranks, strict=True))
+        # Pairs
+        signs = pair_signs(group_rewards, group_ranks)
+        right_in_group.append(signs.count(1))
+        pairs_in_group.append(len(signs))
+        values["judge_pairwise"] += [sign == 1 for sign in signs]
+        values["judge_ties"] += [sign == 0 for sign in signs]
+        # Answers with a reward, and their order
+        answers = zip(group_rewards, group_ranks, strict=True)
         scored = [(reward, rank) for reward, rank in answers if reward is not None]
         scores = [reward for reward, _ in scored]
         merits = [-rank for _, rank in scored]  # high is good, as in scores
-        fives += [rank == min(group_ranks) for reward, rank in scored if reward >= 4.5]
-        exact.append(len(scored) == len(answers) and places(scores) == places(merits))
-        spearmans.append(correlation(places(scores), places(merits)))
-        kendalls.append(correlation(difference_signs(scores), difference_signs(merits)))
+        fives = [rank for reward, rank in scored if reward >= 4.5]
+        same_order = places(scores) == places(merits) and len(scored) == len(group_ranks)
+        values["judge_best5"] += [rank == min(group_ranks) for rank in fives]
+        values["judge_exact"].append(same_order)
+        values["judge_spearman"].append(correlation(places(scores), places(merits)))
+        values["judge_kendall"].append(kendall(scores, merits))
+    means = {name: mean(of_figure) for name, of_figure in values.items()}
     return {
-        "judge_best5": mean(fives),
-        "judge_exact": mean(exact),
-        "judge_spearman": mean(spearmans),
-        "judge_kendall": mean(kendalls),
+        "judge_pairwise": means["judge_pairwise"],
+        "judge_interval": bootstrap_interval(right_in_group, pairs_in_group),
+        **means,
     }
 
 
@@ -118,7 +112,7 @@ def agreement(rewards: Sequence[Rewards], others: Sequence[Rewards]) -> float | 
     for group, other in zip(rewards, others, strict=False):  # M_1 has no judge before it
         pairs = [pair for pair in zip(group, other, strict=True) if None not in pair]
         if len(set(pairs)) > 1:
-            ours = difference_signs([a for a, _ in pairs])
-            theirs = difference_signs([b for _, b in pairs])
-            taus.append(correlation(ours, theirs))
+            ours = [a for a, _ in pairs]
+            theirs = [b for _, b in pairs]
+            taus.append(kendall(ours, theirs))
     return None if not taus else (1 + mean(taus)) / 2

@@ -17,6 +17,13 @@ class Example(NamedTuple):
     response: list[int]
 
 
+class Completion(NamedTuple):
+    """One text that a model wrote."""
+
+    tokens: list[int]  # as drawn, EOS included
+    finished: bool  # ended by EOS or by the stop rule, not by the limit
+
+
 @dataclass(frozen=True)
 class Candidate:
     """One answer y to one prompt x. `tokens` are the drawn ids, with EOS where the answer ended."""

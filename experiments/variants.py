@@ -113,7 +113,7 @@ class SeedReference(Loop):
 class LengthControl(Loop):
     """The shortest of the best against the longest of the worst (Meta-Rewarding, Wu et al. 2024).
 
-    Rewards within `rho` of the whole range count as the best or the worst (section 2.2).
+    Rewards within `rho` of the whole range count as the best or the worst.
     """
 
     rho: float = 0.2
@@ -134,7 +134,7 @@ class LengthControl(Loop):
 
 @dataclass
 class PositiveOnly(Loop):
-    """No DPO: SFT on the best answers. It failed in the paper (section 3.4)."""
+    """No DPO: SFT on the best answers. It failed in the paper."""
 
     def train_on(self, model: GPT, selection: Selection) -> list[dict]:
         best = [chosen for chosen, _ in self.pair_examples(selection)]
@@ -227,7 +227,7 @@ class OracleJudge(Loop):
 
 @dataclass
 class NoJudgeData(Loop):
-    """No judge examples: the paper's judge then cannot keep the format (section 3.4)."""
+    """No judge examples: the paper's judge then cannot keep the format."""
 
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         self.run.note("no judge examples, as this variant says")

@@ -178,8 +178,8 @@ def axes(frame: Frame, x_names: Sequence[str]) -> list[str]:
             f'<line x1="44" x2="296" y1="{y}" y2="{y}" stroke="var(--line)"/>'
             f'<text x="40" y="{frame.y(value, shift=4)}" text-anchor="end">{value:{form}}</text>'
         )
-    ends = [(x, f"{x:.0f}") for x in (frame.left, frame.right)]
-    for x, name in enumerate(x_names, 1) if x_names else ends:
+    ticks = list(enumerate(x_names, 1)) or [(x, f"{x:.0f}") for x in (frame.left, frame.right)]
+    for x, name in ticks:
         if frame.left <= x <= frame.right:
             parts.append(f'<text x="{frame.x(x)}" y="146" text-anchor="middle">{name}</text>')
     return parts

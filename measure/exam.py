@@ -77,10 +77,10 @@ def measure(student: Student, exam: Exam) -> tuple[dict, list[dict], Rewards]:
     for answer in scored:
         row = {name: getattr(answer, name) for name in ANSWER_KEYS}
         answers.append(row | {"self_score": answer.reward, "true_score": true_score(exam, answer)})
-    true_scores = [row["true_score"] for row in answers]
+    known = [row["true_score"] for row in answers if row["true_score"] is not None]
     figures = {
-        "true_score": mean(true_scores),
-        "perfect": mean(value == 5 for value in true_scores if value is not None),
+        "true_score": mean(known),
+        "perfect": mean(value == 5 for value in known),
         "self_score": mean(answer.reward for answer in scored),
         "verdict_variance": mean(vote_variance(answer.votes) for answer in scored),
     }

@@ -214,7 +214,7 @@ def test_a_meter_that_was_read_starts_again(model, chat):
     readings = []
     for _ in range(2):
         generate(writer, [[7, 8, 9]], DRAW, ["k"])
-        readings.append(writer.read_meter())
+        readings.append(writer.take_meter())
     assert readings[0] == readings[1] != Work().summary()
     assert writer.work == Work()
 
