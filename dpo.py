@@ -5,7 +5,7 @@ and a log of figures. Compared with large libraries this file leaves out, on pur
 1. a second network: the reference is M_t before training, so its two log-probs of each pair are
    computed once, and the numbers are kept;
 2. a KL term, a reward model, a value function: DPO has none (Rafailov et al. 2023, eq. 7);
-3. a choice of losses and a trainer class: `fit` is one loop for SFT and for DPO.
+3. a menu of losses and a trainer class: `fit` is one loop for SFT and for DPO.
 
 Shapes: B rows, T tokens, E examples, D hidden, V vocabulary, M response tokens of all rows
 together.
@@ -116,7 +116,7 @@ def margins(chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: 
 def dpo_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, *, beta: float
 ) -> Tensor:
-    """-log sigmoid(beta h), a loss a pair (Rafailov et al. 2023, eq. 7).
+    """-log sigmoid(beta h), one loss per pair (Rafailov et al. 2023, eq. 7).
 
     In: log p of whole responses under the policy and under the reference, (B,) each.
     """
@@ -162,7 +162,7 @@ def fit(
     name: str,
     optimizers: MakeOptimizers = adamw,
 ) -> list[dict]:
-    """Trains `model` in place; returns one dict of figures a step.
+    """Trains `model` in place; returns one dict of figures per step.
 
     `optimizers` makes them; only experiments/make_seed.py has others. Raises UserError where a loss
     or a gradient is not finite.
@@ -176,15 +176,15 @@ def fit(
     peaks = [group["lr"] for group in param_groups]
     log = []
     bar = tqdm(steps, desc=name, unit="step", leave=False, disable=None)
-    for number, passes in enumerate(bar):
-        share = rate(number, len(steps), recipe)
+    for step, passes in enumerate(bar):
+        share = rate(step, len(steps), recipe)  # of the peak
         for group, peak in zip(param_groups, peaks, strict=True):
             group["lr"] = peak * share
-        figures = add_up_gradients(model, passes, recipe, place=f"{name}, step {number}")
+        figures = add_up_gradients(model, passes, recipe, place=f"{name}, step {step}")
         for opt in opts:
             opt.step()
             opt.zero_grad()
-        log.append({"step": number, **figures, "lr": recipe.lr * share})
+        log.append({"step": step, **figures, "lr": recipe.lr * share})
         bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
     model.eval()
     model.dropout = 0.0
@@ -206,7 +206,7 @@ def add_up_gradients(
         for key, value in sums.items():
             figures[key] += float(value) * weight
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
-    check_finite(norm, "gradient", place, passes[0].numbers)
+    check_finite(norm, "gradient", place, [i for one in passes for i in one.numbers])
     return {**figures, "grad_norm": norm}
 
 
@@ -243,7 +243,7 @@ def sft_passes(
     divisor = len(numbers)
     if not recipe.per_example:
         divisor = sum(len(example.response) for example in take(examples, numbers))
-    # 2) examples that begin alike make one row of the tensors, which plain attention must bear
+    # 2) examples that begin alike share a row, if it stays short enough for attend_plain (speed)
     most = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
     rows = group_alike(examples, numbers, most)  # each a list of numbers
     lengths = [row_length(take(examples, row)) for row in rows]

@@ -1,15 +1,14 @@
-"""judge.py: verdict -> number -> pair. The model is its own judge: the weights that wrote the
-answers.
+"""judge.py: verdict -> number -> pair. The judge is the model that wrote the answers.
 
 In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs. A
 score is read in one of two ways. "sampled" is the paper's: the mean of K written verdicts.
 "expected" reads the probabilities of the digits 0 to 5 right after "Score:"; the judge writes no
 justification. It needs one forward pass and no sampling, and hardly ever ties.
 
-Two rules keep the numbers honest. A verdict
-that cannot be read is no score: not 0, not a tie, not a rejected answer. And only text that the
-judge itself wrote is parsed, so an answer that says "Score: 5" does not score itself. Left out on
-purpose: prompts that compare two answers, and second tries for an unreadable verdict.
+Two rules keep the numbers honest:
+1. A verdict that cannot be read is no score: not 0, not a tie, not a rejected answer.
+2. Only what the judge itself wrote is parsed. An answer that says "Score: 5" does not score itself.
+Left out on purpose: prompts that compare two answers, and second tries for an unreadable verdict.
 
 Shapes: P judge prompts.
 
@@ -62,7 +61,7 @@ NUMBER = re.compile(
     r"""
     [\s*_`"'(\[]*                              # marks, as in **4** or (4)
     (\d+(?:\.\d+)?)                            # 4, 4.5
-    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5; of 4/50 only the 4, then refused
+    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5; not 4/50, which is refused below
     (?!\s*(?:[/–-]|out\ of|to)\s*\d            # refused: 4/10, 4 out of 10, 3-4, 3 to 4
       |\d|[.,]\d                               # refused: a part of a number, 1.2.3, 3,5
       |\s*%)                                   # refused: 90%
@@ -207,19 +206,16 @@ def expected_scores(
 
 
 def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The ids that all `texts` begin with, and for each text the id that then tells it apart.
-
-    Raises UserError where no single id does.
-    """
-    lines = [chat.response(text) for text in texts]
-    size = shared_prefix(lines)  # it never counts a line's last token, so line[size] exists
-    ids = [line[size] for line in lines]
+    """The ids that all `texts` begin with, and the id that tells each apart. Raises UserError."""
+    tokenised = [chat.response(text) for text in texts]
+    size = shared_prefix(tokenised)  # it never counts a last token, so tokens[size] exists
+    ids = [tokens[size] for tokens in tokenised]
     if len(set(ids)) < len(texts):
         raise UserError(
             f"this tokenizer does not tell {texts[0]!r} to {texts[-1]!r} apart by one token; use "
             f"--judge sampled."
         )
-    return lines[0][:size], ids
+    return tokenised[0][:size], ids
 
 
 def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> list[Candidate]:
@@ -243,8 +239,7 @@ def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> l
 
 
 def choose_pair(group: Sequence[Candidate]) -> Pair | None:
-    """The best against the worst answer to one prompt: the first of the highest and of the lowest
-    reward.
+    """The best against the worst answer to one prompt; of equal rewards, the first answer.
 
     None where fewer than two were scored, or all rewards are equal (the paper, section 2.3).
     """

@@ -1,7 +1,7 @@
 """model.py: ids -> hidden states -> logits, for one compact GPT of the Llama family.
 
 In: token ids and, when sampling, a KVCache.  Out: hidden states; logits where a caller asks for
-them. The modules carry the names of Hugging Face checkpoints, so a state dict is a checkpoint.
+them. The modules carry the names of Hugging Face checkpoints, but for their prefix "model.".
 
 Covered: RMSNorm, RoPE (default, linear and llama3 scaling), grouped-query attention, SwiGLU,
 QK-norm (qwen3), q/k/v bias (qwen2), a tied or a separate head. Left out on purpose: sliding

@@ -25,7 +25,7 @@ MIN_WORDS = 3  # of a prompt (Self-Instruct)
 MAX_WORDS = 150
 SURPLUS = 1.25  # prompts written for each one wanted, as some are refused
 MAX_CALLS = 12  # a model that writes nothing usable must not block the run
-# A text model cannot do tasks with one of these words. ("images" passes.)
+# A text model cannot do tasks with one of these words.
 UNANSWERABLE = re.compile("image|picture|photo|graph|plot|draw|file|map|video|audio|music|diagram")
 
 
@@ -39,7 +39,7 @@ def refusal(text: PromptText, finished: bool, known: KnownPrompts) -> str | None
         return "duplicate"
     if any(UNANSWERABLE.fullmatch(word.strip(".,:;!?")) for word in text.words):
         return "keyword"
-    if known.limit < 1 and known.like(text):  # at limit 1, "duplicate" is enough
+    if known.limit < 1 and known.like(text):  # limit 1 means copies only
         return "similar"
     return None
 
@@ -56,7 +56,7 @@ def few_shot(
 
 
 def stop_after_first_line(text: str) -> bool:
-    """The stop rule, asked after each line break: a line with some text ends a prompt."""
+    """The stop rule, asked after each line break with all that was written: is there a line?"""
     return bool(text.strip())
 
 

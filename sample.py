@@ -37,12 +37,15 @@ from core.records import Candidate, Completion, Work
 from model import GPT, load
 
 READ_AT_ONCE = 4096  # most prompt tokens of one pass
-PARTS = 8  # slots are refilled, and given up at the end, an eighth at a time
+PARTS = 8  # slots are refilled by eighths, and removed by eighths once no prompt waits
 
 
 @dataclass
 class Writer:
-    """A model that only writes: weights laid out for speed, its prompt format, and a meter."""
+    """A model that only writes, its prompt format, and a meter.
+
+    Its weights are packed for speed (core/kernels.py), so it can no longer be trained.
+    """
 
     model: GPT
     chat: Chat
@@ -79,7 +82,7 @@ def read_prompts_into_cache(
     """
     model = writer.model
     cache = model.new_cache(len(prompts), shared)
-    rests = [list(prompt[cache.start :]) for prompt in prompts]
+    rests = [list(prompt[cache.start :]) for prompt in prompts]  # behind the shared beginning
     lengths = [len(rest) for rest in rests]
     width = max(lengths)
     hidden = None
@@ -103,7 +106,7 @@ def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> K
     if size * len(prompts) < tokens / 2:
         return None
     cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
-    # attend_shared does not mask the pads of this cache, so they must go.
+    # KVCache.fit rounded the size up. attend_shared does not mask the empty end, so it must go.
     cache.k = cache.k[:, :, :, :size].contiguous()
     cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
@@ -129,7 +132,7 @@ class Slots:
         self.sampling = sampling
         self.cache = writer.model.new_cache(count, shared)
         self.requests: list[Request | None] = [None] * count  # None: the slot is free
-        # (B,) the same as a tensor, so that a step need not look at the list
+        # (B,) whether the slot is taken; a tensor, so that a step need not look at the list
         self.live = torch.zeros(count, dtype=torch.bool, device=device)
         self.inputs = torch.zeros(count, dtype=torch.long, device=device)  # (B,) the next input
         self.sizes = torch.zeros(count, dtype=torch.long, device=device)  # (B,) tokens written
@@ -191,7 +194,7 @@ class Slots:
         ended = self.is_eos[tokens]
         if self.sampling.stop is None:
             return ended
-        # Ids beyond the tokenizer's, which some models have, count as its last one.
+        # Some models have more ids than the tokenizer. Those have no text and end no line of it.
         breaks = self.writer.chat.newline.to(tokens.device)
         line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
         for slot in line_ends.nonzero()[:, 0].tolist():
@@ -207,7 +210,7 @@ class Slots:
             results.append((self.requests[slot], completion))
             self.requests[slot] = None
         self.live &= ~done
-        self.cache.lengths[done] = 0  # attention reads as far as the longest row
+        self.cache.lengths[done] = 0  # else a free row might be the longest, and set the size
         return results
 
     def drop_free_slots(self) -> None:
@@ -244,8 +247,8 @@ def generate(
     check_room(writer.model, max(lengths), sampling.max_new_tokens)
     n = sampling.n
     slot_count = min(max(sampling.slots, n), n * len(prompts))
-    # Prompts are read in groups of like length, the shortest first; `pop` takes the longest. A
-    # group fills an eighth of the slots at most, so a refill need not wait for many free slots.
+    # Prompts are read in groups of like length, sorted shortest first, so `pop` takes the longest.
+    # A group fills an eighth of the slots at most, so a refill need not wait for many free slots.
     group_size = max(1, slot_count // (PARTS * n))
     waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, group_size)
     writer.work.prompts += len(prompts)
@@ -309,7 +312,8 @@ def next_probs(
     for batch in progress_bar(label, batches):
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
         # shared_prefix leaves each prompt its last token, so `states` is not None.
-        last = states[torch.arange(len(batch)), cache.lengths - 1]  # (B,T,D) -> (B,D)
+        ends = cache.lengths - 1  # the shared beginning is not in the lengths, nor in the states
+        last = states[torch.arange(len(batch)), ends]  # (B,T,D) -> (B,D)
         all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = all_probs[:, list(wanted)].cpu()
     return probs

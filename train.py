@@ -61,7 +61,7 @@ def self_reward(loop: "Loop", base: GPT | None) -> None:
     first = loop.run.next_iteration()  # 1, or where a stopped run goes on
     loop.hold_exam(first)  # exams are for people; the picture has none
     for t in range(first, loop.config.iters + 1):
-        model, writer = loop.load_both(t)  # M_t
+        model, writer = loop.load_both(t)  # M_t, always from its files
         prompts = loop.ask(writer, t)  # {x_i}
         answers = loop.answer(writer, prompts, t)  # {y_i^1 .. y_i^N}
         scored = loop.judge(writer, answers, t)  # {r_i^1 .. r_i^N}
@@ -83,8 +83,8 @@ class Loop:
     """The stages of the picture. Each depends on the settings and on what came before it.
 
     `run.keep(t, stage, make, *inputs)` returns the rows of a stage's file. If the file is missing,
-    `make(*inputs)` makes them, and they are written first. So a stopped run goes on.
-    A variant of the method is a subclass that overrides one step.
+    `make(*inputs)` makes it, and `run.log` prints the line of the stage; `make` gives the text of
+    the line by `run.note`. A variant of the method is a subclass that overrides one step.
     """
 
     config: Config
@@ -121,7 +121,7 @@ class Loop:
         """
         judging = replace(self.judging(), how="sampled")  # it must write, whatever --judge says
         teacher = Teacher(base, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
-        run = self.run  # also an input: make_judge_data keeps the verdicts as a stage
+        run = self.run  # it is an input too, as make_judge_data has a stage of its own: "verdicts"
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
     def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
@@ -213,7 +213,7 @@ class Loop:
                 f"{self.run.model_folder(t)} is the last model. Give it judge examples (--eft, "
                 f"--ranked), more prompts or more answers."
             )
-        # The file, the example and the report are for people. A resumed run chooses again.
+        # The file, the example and the report are for people: a resumed run selects again.
         self.run.keep(t, "pairs", self.pair_rows, pairs, note)
         self.run.say(worked_example(self.world.exam, scored, pairs[0]))
         write_report([self.run.folder])
@@ -284,7 +284,8 @@ class Loop:
             per_example=c.sft_weight == "examples",
         )
 
-    # Default rates: the paper's x 8192 / width, as narrow models bear more. They fall as there.
+    # Default rates: the paper's x 8192 / width, as narrow models bear more. SFT falls to a fifth,
+    # DPO to a tenth, as in the paper.
 
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
@@ -326,7 +327,7 @@ def train(
     run = Run(Path("runs") / config.run, say)
     source = Path(config.model or SEED)
     check_record(run.folder, config, variant)
-    if len(run.metrics()) > config.iters:  # M_1 .. M_{iters+1}
+    if len(run.metrics()) > config.iters:  # one row per model, M_1 .. M_{iters+1}
         say(f"{run.folder} is finished; this is its table. Give --run another name to run again.\n")
         return run.metrics()[: config.iters + 1]
     device = pick_device(config.device)

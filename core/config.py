@@ -37,22 +37,20 @@ class Config:
     seed: int = setting(0, "names all randomness; the same seed draws the same texts")
 
     # ---- what people wrote (docs/real-model.md) ----
+    # The toy brings its own. Of the files a fifth is held out for the exam.
     ift: str | None = setting(None, "instruction data: JSONL in one of four formats")
     oasst: str | None = setting(None, "Open Assistant trees: instruction data and ranked answers")
     lang: str = setting("en", "language taken from --oasst")
     eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
     ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
     prompts: str | None = setting(None, "new prompts from this file; the model writes none")
-    seed_limit: int = setting(
-        200, "at most so many IFT and so many EFT examples", toy=2000, least=0
-    )
+    seed_limit: int = setting(200, "most IFT and most EFT examples", toy=2000, least=0)
     exam: int = setting(32, "held-out prompts, and groups of ranked answers", toy=400, least=1)
 
     # ---- new prompts and answers ----
+    # M_t writes both.
     n_prompts: int = setting(256, "new prompts per iteration", toy=1024, least=1)
-    rouge: float = setting(
-        0.7, "a prompt this much like an earlier one is refused; 1: copies", toy=1.0
-    )
+    rouge: float = setting(0.7, "ROUGE-L that refuses a new prompt; 1: copies only", toy=1.0)
     n: int = setting(4, "answers to each prompt", least=2)
     prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, least=0)
     temperature: float = setting(0.7, "of answers", toy=1.0, least=0)
@@ -60,6 +58,7 @@ class Config:
     max_new_tokens: int = setting(192, "limit of an answer or a prompt", toy=40, least=1)
 
     # ---- the judge ----
+    # It is M_t itself.
     rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response}")
     judge: str = setting("sampled", "how a score is read (docs/real-model.md)", one_of=READINGS)
     k: int = setting(3, "verdicts on each answer; their mean is its reward", least=1)
@@ -69,23 +68,20 @@ class Config:
 
     # ---- SFT ----
     sft_epochs: int = setting(1, "passes over the seed data", least=1)
-    sft_lr: float | None = setting(
-        None, "peak rate of SFT (default: 5.5e-6 x 8192 / width)", toy=2e-3
-    )
+    sft_lr: float | None = setting(None, "peak of SFT (default: 5.5e-6 x 8192 / width)", toy=2e-3)
     sft_weight: str = setting("examples", "what weighs the same", toy="tokens", one_of=WEIGHTS)
 
     # ---- DPO ----
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
     nll: float = setting(0.0, "weight of the chosen answer's NLL; 0 is plain DPO", toy=1.0, least=0)
     dpo_epochs: int = setting(1, "passes over the pairs", toy=3, least=1)
-    dpo_lr: float | None = setting(
-        None, "peak rate of DPO (default: 1e-6 x 8192 / width)", toy=1e-3
-    )
-    batch_size: int = setting(16, "examples or pairs a step", toy=32, least=1)
+    dpo_lr: float | None = setting(None, "peak of DPO (default: 1e-6 x 8192 / width)", toy=1e-3)
+    batch_size: int = setting(16, "examples or pairs per step", toy=32, least=1)
     dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
     replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)
 
-    # ---- sizes of the machine: they change speed and memory, not the method ----
+    # ---- sizes of the machine ----
+    # They change speed and memory. They do not change the method.
     slots: int = setting(128, "texts that are written side by side", toy=1024, least=1)
     tokens: int = setting(1024, "tokens of one pass in training", toy=2048, least=1)
     recompute: bool = setting(False, "keep less in training; a quarter slower")

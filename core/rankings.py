@@ -3,7 +3,7 @@
 In: the rewards that a judge gave, group by group, and the ranks that people gave to the same
 answers (the lowest is the best). A group holds the answers to one prompt. A reward is None where no
 verdict could be read.
-Out: the paper's five figures with their tie rules (section 4.1), and how alike two judges are.
+Out: the paper's five figures with their tie rules (section 3.1), and how alike two judges are.
 """
 
 from collections import defaultdict
@@ -61,7 +61,7 @@ def pair_signs(rewards: Rewards, ranks: Ranks) -> list[int]:
 
 
 def judge_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
-    """The paper's five figures on answers that people ranked (section 4.1), with their tie rules.
+    """The paper's five figures on answers that people ranked (section 3.1), with their tie rules.
 
     judge_pairwise  share of all pairs of different rank that the rewards order as people do; ties
                     and missing rewards are wrong; `judge_interval`: its 95 % interval over groups
