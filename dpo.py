@@ -130,17 +130,16 @@ def dpo_loss(
 class Pass(NamedTuple):
     """A part of a step: what goes through the model at once.
 
-    `weight` is 1 / (the number of pairs, or of examples, or of tokens in the whole step). So the
-    passes of a step add up to a mean, however it is cut.
+    `weight` is 1 / (the number of pairs, or of examples, or of tokens) of its part of the step:
+    the pairs, or the replay. So the passes of a part add up to a mean, however it is cut.
     """
 
-    loss_of: Callable[[], tuple[Tensor, dict[str, Tensor]]]  # sums of the loss and of figures
+    loss_of: Callable[[], tuple[Tensor, dict[str, Tensor]]]  # -> summed loss, summed figures
     numbers: list[int]  # of the pairs or examples in it, for messages
     weight: float
 
 
 def take(items: Sequence, numbers: Sequence[int]) -> list:
-    """The items with these numbers."""
     return [items[number] for number in numbers]
 
 
@@ -244,14 +243,15 @@ def sft_passes(
     if not recipe.per_example:
         divisor = sum(len(example.response) for example in take(examples, numbers))
     # 2) examples that begin alike share a row, if it stays short enough for attend_plain (speed)
-    most = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
-    rows = group_alike(examples, numbers, most)  # each a list of numbers
+    longest = min(recipe.tokens, PLAIN_ATTENTION_LIMIT)
+    rows = group_alike(examples, numbers, longest)  # each a list of numbers
     lengths = [row_length(take(examples, row)) for row in rows]
     # 3) rows that fit into one pass
     passes = []
     for batch in micro_batches(range(len(rows)), lengths, recipe.tokens):
-        groups = [take(examples, row) for row in take(rows, batch)]
-        in_pass = [number for row in take(rows, batch) for number in row]
+        members = take(rows, batch)
+        groups = [take(examples, row) for row in members]
+        in_pass = [number for row in members for number in row]
         loss_of = partial(sft_sums, model, groups, recipe.per_example)
         passes.append(Pass(loss_of, in_pass, 1 / divisor))
     return passes
@@ -304,7 +304,7 @@ def dpo(
         losses = objective.loss(*logps, beta=objective.beta)  # (B,)
         sizes = torch.tensor([len(pairs[i][0].response) for i in batch], device=chosen.device)
         chosen_nll = -chosen / sizes  # per token
-        # For the log: the margin of DPO, whatever the loss, and both log-probs since M_t.
+        # For the log: beta h, whatever the loss, and how both log-probs moved since M_t.
         margin = objective.beta * margins(*logps).detach()
         changes = torch.stack([chosen, rejected], dim=1).detach() - start[batch]  # (B,2)
         figures = {

@@ -1,10 +1,12 @@
-"""evaluate.py: two models head to head, from the command line.
+"""evaluate.py: two models head to head, or one against IFEval, from the command line.
 
 In: two models, a file of prompts, and a judge: a third model, or the truth of the toy world.
 Out: shares of wins, ties and losses, as text or JSON. Three things cannot win: the order (the judge
 sees both), the length (`length_controlled`), and a missing score (it ties).
+With --ifeval one model answers prompts whose demands a program checks (measure/ifeval.py).
 
     python evaluate.py runs/toy/M4 runs/toy/M1 --judge runs/toy/M1 --prompts runs/toy/exam/M1.jsonl
+    python evaluate.py runs/full/M1 --ifeval ifeval.jsonl --temperature 0
 """
 
 import argparse
@@ -20,6 +22,7 @@ from core.errors import UserError
 from core.records import Candidate
 from core.statistics import bootstrap_interval, mean
 from judge import Judging, alternatives, judge_answers, read_rubric, with_rewards
+from measure.ifeval import checkable_prompts, ifeval_figures, ifeval_text, read_ifeval
 from measure.table import figure_text
 from measure.truth import true_score
 from sample import Writer, load_writer, next_probs, respond
@@ -146,29 +149,53 @@ def comparison_text(report: dict) -> str:
     return "\n".join(lines)
 
 
+def check_demands(args: argparse.Namespace, device: torch.device) -> dict:
+    """One model answers the prompts of a file in IFEval's format; a program checks the answers."""
+    demanding = read_ifeval(args.ifeval)[: args.count]
+    prompts = [row.prompt for row in checkable_prompts(demanding)]
+    sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
+    answers = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
+    return ifeval_figures(demanding, answers)
+
+
+def refuse_what_is_missing(args: argparse.Namespace) -> None:
+    """Raises UserError where the arguments of one of the two uses are not complete."""
+    if args.ifeval and (args.theirs or args.prompts or args.judge):
+        raise UserError(
+            "--ifeval checks one model by itself; leave out the second model, --prompts and "
+            "--judge."
+        )
+    if not args.ifeval and not (args.prompts and args.judge):
+        raise UserError(
+            "give --prompts FILE and --judge DIR (a judge that did not train on these pairs; "
+            "oracle in the toy world)."
+        )
+    if not args.ifeval and not args.theirs:
+        raise UserError("give a second model to compare with.")
+    if args.count < 1:
+        raise UserError(f"--count must be at least 1, not {args.count}.")
+
+
 def main() -> None:
     prepare_machine()
     parser = common_arguments(
         "Head to head: two models answer the same prompts, a judge compares.",
         prompts='prompts, plain lines or JSONL with "prompt"',
         judge='a Hugging Face directory, or "oracle" in the toy world',
+        ifeval="prompts with demands that a program checks, in IFEval's format; for one model",
     )
     parser.add_argument("ours", help="a Hugging Face directory")
-    parser.add_argument("theirs", help="the one to compare with")
+    parser.add_argument("theirs", nargs="?", help="the one to compare with")
     parser.add_argument(
         "--count", type=int, default=100, help="at most this many prompts [%(default)s]"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
-    if not args.prompts or not args.judge:
-        raise UserError(
-            "give --prompts FILE and --judge DIR (a judge that did not train on these pairs; "
-            "oracle in the toy world)."
-        )
-    if args.count < 1:
-        raise UserError(f"--count must be at least 1, not {args.count}.")
-    report = compare_models(args, pick_device(args.device))
-    print(json.dumps(report) if args.json else comparison_text(report))
+    refuse_what_is_missing(args)
+    device = pick_device(args.device)
+    report = check_demands(args, device) if args.ifeval else compare_models(args, device)
+    as_text = ifeval_text if args.ifeval else comparison_text
+    print(json.dumps(report) if args.json else as_text(report))
 
 
 if __name__ == "__main__":

@@ -206,7 +206,7 @@ def expected_scores(
 
 
 def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
-    """The ids that all `texts` begin with, and the id that tells each apart. Raises UserError."""
+    """The ids that all `texts` begin with, and the next id of each; UserError if two agree."""
     tokenised = [chat.response(text) for text in texts]
     size = shared_prefix(tokenised)  # it never counts a last token, so tokens[size] exists
     ids = [tokens[size] for tokens in tokenised]
@@ -231,7 +231,7 @@ def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> l
     scored = []
     for y in candidates:
         own_votes = votes[y.id, y.response] if y.finished else []
-        scored.append(replace(y, votes=tuple(own_votes), reward=mean(own_votes)))
+        scored.append(replace(y, votes=tuple(own_votes), reward=mean(own_votes)))  # skips None
     return scored
 
 

@@ -268,7 +268,7 @@ class GPT(nn.Module):
             seen = places <= places[..., None]  # (1,T,T): with a bias, CPUs take attend_plain
         bias = None
         if seen is not None:
-            bias = x.new_zeros(()).where(seen, -math.inf)[:, None]  # 0 or -inf (B|1,1,T,S)
+            bias = x.new_zeros(()).where(seen, -math.inf)[:, None]  # a 0 of x's dtype, or -inf
         if positions is None:
             positions = places if cache is None else places + cache.start
         cos, sin = self.rotations(positions, x.dtype)

@@ -25,7 +25,7 @@ MIN_WORDS = 3  # of a prompt (Self-Instruct)
 MAX_WORDS = 150
 SURPLUS = 1.25  # prompts written for each one wanted, as some are refused
 MAX_CALLS = 12  # a model that writes nothing usable must not block the run
-# A text model cannot do tasks with one of these words.
+# A text model cannot do tasks with one of these words (PromptText.words are lower case).
 UNANSWERABLE = re.compile("image|picture|photo|graph|plot|draw|file|map|video|audio|music|diagram")
 
 
@@ -39,7 +39,7 @@ def refusal(text: PromptText, finished: bool, known: KnownPrompts) -> str | None
         return "duplicate"
     if any(UNANSWERABLE.fullmatch(word.strip(".,:;!?")) for word in text.words):
         return "keyword"
-    if known.limit < 1 and known.like(text):  # limit 1 means copies only
+    if known.limit < 1 and known.like(text):  # limit 1: copies only
         return "similar"
     return None
 
@@ -56,7 +56,7 @@ def few_shot(
 
 
 def stop_after_first_line(text: str) -> bool:
-    """The stop rule, asked after each line break with all that was written: is there a line?"""
+    """Sampling.stop, asked after each line break: ends the prompt, unless it is blank so far."""
     return bool(text.strip())
 
 
@@ -76,7 +76,7 @@ def new_prompts(
 ) -> tuple[list[str], Counter[str]]:
     """At most `count` prompts of the model itself, and why others were refused.
 
-    Each prompt gets eight random examples of its own. `known` holds what a prompt must not be
+    Eight examples are drawn anew for each prompt. `known` holds what a prompt must not be
     like, and grows. Good prompts beyond `count` are dropped. Raises UserError where nothing usable
     comes out.
     """

@@ -9,8 +9,8 @@ In: a Writer, token ids, and keys for the randomness.  Out: token ids, and recor
   the number of slots, their refill and a resume do not change what is drawn.
 Left out on purpose: beam search, penalties, paged memory, speculative decoding.
 
-Shapes: B slots, T tokens, D hidden, V vocabulary, P prompts,
-M largest number of new tokens.
+Shapes: B slots, T tokens, D hidden, V vocabulary, P prompts, N texts for each of them
+(`sampling.n`), M largest number of new tokens.
 
     python sample.py --model runs/toy/M4 "Count up from three to six for Mia."
 """
@@ -82,7 +82,7 @@ def read_prompts_into_cache(
     """
     model = writer.model
     cache = model.new_cache(len(prompts), shared)
-    rests = [list(prompt[cache.start :]) for prompt in prompts]  # behind the shared beginning
+    rests = [list(prompt[cache.start :]) for prompt in prompts]  # start: of what is not shared
     lengths = [len(rest) for rest in rests]
     width = max(lengths)
     hidden = None
@@ -106,7 +106,7 @@ def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> K
     if size * len(prompts) < tokens / 2:
         return None
     cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
-    # KVCache.fit rounded the size up. attend_shared does not mask the empty end, so it must go.
+    # KVCache.fit rounded S up, and attend_shared (core/kernels.py) does not mask: cut the rest off.
     cache.k = cache.k[:, :, :, :size].contiguous()
     cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
@@ -194,7 +194,7 @@ class Slots:
         ended = self.is_eos[tokens]
         if self.sampling.stop is None:
             return ended
-        # Some models have more ids than the tokenizer. Those have no text and end no line of it.
+        # (ids + 1,) bool: a line break? The last, False, is for ids that the tokenizer lacks.
         breaks = self.writer.chat.newline.to(tokens.device)
         line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
         for slot in line_ends.nonzero()[:, 0].tolist():
@@ -210,7 +210,7 @@ class Slots:
             results.append((self.requests[slot], completion))
             self.requests[slot] = None
         self.live &= ~done
-        self.cache.lengths[done] = 0  # else a free row might be the longest, and set the size
+        self.cache.lengths[done] = 0  # else a free row could keep the cache long (KVCache.fit)
         return results
 
     def drop_free_slots(self) -> None:

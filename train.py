@@ -59,7 +59,7 @@ def self_reward(loop: "Loop", base: GPT | None) -> None:
     if base is not None:
         loop.make_first_model(base)  # M_0 -> M_1
     first = loop.run.next_iteration()  # 1, or where a stopped run goes on
-    loop.hold_exam(first)  # exams are for people; the picture has none
+    loop.hold_exam(first)  # of M_1, or the one that a stop cut off; exams are for people
     for t in range(first, loop.config.iters + 1):
         model, writer = loop.load_both(t)  # M_t, always from its files
         prompts = loop.ask(writer, t)  # {x_i}
@@ -80,11 +80,11 @@ class Selection(NamedTuple):
 
 @dataclass
 class Loop:
-    """The stages of the picture. Each depends on the settings and on what came before it.
+    """The stages of the picture.
 
     `run.keep(t, stage, make, *inputs)` returns the rows of a stage's file. If the file is missing,
-    `make(*inputs)` makes it, and `run.log` prints the line of the stage; `make` gives the text of
-    the line by `run.note`. A variant of the method is a subclass that overrides one step.
+    `make(*inputs)` makes it, and `run.log` then prints the stage's line, with what `make` told
+    `run.note`. A variant of the method is a subclass that overrides one step.
     """
 
     config: Config
@@ -116,12 +116,12 @@ class Loop:
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         """EFT: the judge examples of the world, and those made from answers that people ranked.
 
-        The toy has ready examples. For real models a copy of M_0 learns to answer, then judges the
-        ranked answers; verdicts that agree with people are kept (worlds/judge_data.py).
+        The toy has ready examples. For real models a copy of M_0 learns to answer and judges, and
+        verdicts that agree with people are kept; or ranks become scores (worlds/judge_data.py).
         """
-        judging = replace(self.judging(), how="sampled")  # it must write, whatever --judge says
+        judging = replace(self.judging(), how="sampled")  # a teacher writes, whatever --judge says
         teacher = Teacher(base, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
-        run = self.run  # it is an input too, as make_judge_data has a stage of its own: "verdicts"
+        run = self.run  # passed on: make_judge_data calls run.keep itself, for "verdicts"
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
     def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
@@ -175,7 +175,7 @@ class Loop:
     def answer(self, writer: Writer, prompts: list[str], t: int) -> list[Candidate]:
         """{y_i^1..N}: N answers to each prompt."""
         rows = self.run.keep(t, "responses", self.write_answers, writer, prompts, t)
-        return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]
+        return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]  # rows lack prompts
 
     def write_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
         answers = respond(writer, prompts, self.answering(), key=self.key("answers", t))
@@ -188,7 +188,7 @@ class Loop:
     ) -> list[Candidate]:
         """{r_i^1..N}: K verdicts of M_t on each of its own answers; their mean is the reward.
 
-        `stage` names the file. Only a variant that judges twice gives another.
+        `stage` names the file and the randomness. Only a variant that judges twice gives another.
         """
         key = self.key(stage, t)
         verdicts = self.run.keep(t, stage, self.write_verdicts, writer, answers, key)
@@ -284,8 +284,7 @@ class Loop:
             per_example=c.sft_weight == "examples",
         )
 
-    # Default rates: the paper's x 8192 / width, as narrow models bear more. SFT falls to a fifth,
-    # DPO to a tenth, as in the paper.
+    # Default rates: the paper's times 8192 / width, as narrow models bear more.
 
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
@@ -306,6 +305,7 @@ class Loop:
         model, writer = self.load_both(t)
         one_answer = replace(self.answering(), n=1)
         key = f"{self.config.seed} exam"  # without t: every model draws the same numbers
+        # The fp32 model and the recipe are for log-probs only: the KL to the models before.
         student = Student(model, writer, one_answer, self.judging(), self.recipe(), key)
         figures = examine(self.run, self.world, student, t)
         self.run.note(one_line(figures))
