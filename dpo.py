@@ -39,7 +39,7 @@ PreferencePair = tuple[Example, Example]  # (chosen, rejected), with the same pr
 
 
 def token_logps(model: GPT, ids: Tensor, mask: Tensor, **view: Tensor) -> Tensor:
-    """log p(token | what stands before it) where the mask is True, else 0: (B,T) -> (B,T-1).
+    """log p(token | what stands before it) of responses (mask True), else 0: (B,T) -> (B,T-1).
 
     The one place of the shift: the hidden state at i predicts token i + 1. Only the responses meet
     the head. `view` tells the model where tokens stand and what they see (GPT.forward).
@@ -288,7 +288,7 @@ def dpo(
     """M_t -> M_{t+1}, in place; returns the log.
 
     Loss of a step = mean over pairs of (DPO loss + nll x NLL of chosen per token)
-                   + mean SFT loss of the replay
+                   + mean SFT loss of the replay (as recipe.per_example says)
     In the log, `loss` is all of it, and `dpo_loss` the first term alone. The NLL term is that of
     Iterative RPO (Pang et al. 2024, eq. 1): DPO alone may widen the margin by pushing both answers
     down. Without replay the model forgets how to judge.

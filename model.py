@@ -7,8 +7,8 @@ Covered: RMSNorm, RoPE (default, linear and llama3 scaling), grouped-query atten
 QK-norm (qwen3), q/k/v bias (qwen2), a tied or a separate head. Left out on purpose: sliding
 windows, mixture of experts, quantised weights, beam search in the cache.
 
-Shapes: B rows (B|1: one for all rows will do), T new tokens, S places of a row in the cache, D
-hidden, H query heads, G key/value heads, K width of a head, V vocabulary.
+Shapes: B rows (B|1: one for all rows will do), T new tokens, S places of a row in the cache (else
+T), D hidden, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
 import math

@@ -107,7 +107,7 @@ def read_shared_beginning(writer: Writer, prompts: Sequence[Sequence[int]]) -> K
         return None
     cache, _ = read_prompts_into_cache(writer, [prompts[0][:size]], None)
     # KVCache.fit rounded S up, and attend_shared (core/kernels.py) does not mask: cut the rest off.
-    cache.k = cache.k[:, :, :, :size].contiguous()
+    cache.k = cache.k[:, :, :, :size].contiguous()  # (layers,1,G,S,K)
     cache.v = cache.v[:, :, :, :size].contiguous()
     return cache
 
@@ -250,7 +250,7 @@ def generate(
     # Prompts are read in groups of like length, sorted shortest first, so `pop` takes the longest.
     # A group fills an eighth of the slots at most, so a refill need not wait for many free slots.
     group_size = max(1, slot_count // (PARTS * n))
-    waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, group_size)
+    waiting = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, most=group_size)
     writer.work.prompts += len(prompts)
     slots = Slots(writer, slot_count, sampling, read_shared_beginning(writer, prompts))
     completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
