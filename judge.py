@@ -20,7 +20,6 @@ import argparse
 import json
 import re
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_ranked
 from core.rankings import judge_figures
-from core.records import Candidate, Example, Pair, rewards_by_prompt
+from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_text
 from core.statistics import mean
 from sample import Writer, generate, load_writer, next_probs
 
@@ -223,11 +222,7 @@ def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> l
 
     A verdict counts for every answer to its prompt that has the same text.
     """
-    texts = {(y.id, y.sample): y.response for y in candidates}
-    votes: dict[tuple[int, str], list[float | None]] = defaultdict(list)
-    for verdict in verdicts:
-        text = texts[verdict["id"], verdict["sample"]]
-        votes[verdict["id"], text].append(verdict["score"])
+    votes = votes_by_text({(y.id, y.sample): y.response for y in candidates}, verdicts)
     scored = []
     for y in candidates:
         own_votes = votes[y.id, y.response] if y.finished else []

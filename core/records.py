@@ -4,6 +4,7 @@ In: token ids and texts.  Out: records that nobody changes afterwards. An answer
 that the model drew. It is never decoded and tokenised again on its way to DPO.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -74,6 +75,17 @@ def rewards_by_prompt(scored: Sequence[Candidate]) -> list[list[float | None]]:
     for group in by_prompt(scored):
         rewards.append([y.reward for y in group])
     return rewards
+
+
+def votes_by_text(
+    texts: dict[tuple[int, int], str], verdicts: Sequence[dict]
+) -> dict[tuple[int, str], list[float | None]]:
+    """(prompt id, text) -> votes. Answers to one prompt that read the same share their votes."""
+    votes = defaultdict(list)
+    for verdict in verdicts:
+        text = texts[verdict["id"], verdict["sample"]]
+        votes[verdict["id"], text].append(verdict["score"])
+    return votes
 
 
 @dataclass

@@ -42,20 +42,18 @@ class Student:
     key: str  # names the randomness, for example "0 exam"
 
 
-def examine(run: Run, world: World, student: Student, t: int) -> dict | None:
-    """Examines M_t and writes its files. Returns the figures; None where M_t was examined already.
+def examine(run: Run, world: World, student: Student, t: int) -> dict:
+    """Examines M_t, which was not examined yet, and writes its files. Returns the figures.
 
     The row of metrics.jsonl comes last: it says that the exam is complete.
     """
-    examined = run.metrics()
-    if any(row["t"] == t for row in examined):
-        return None
     figures, answers, rewards = measure(student, world.exam)
     figures |= progress(run.folder, t, student, world.exam, answers, rewards)
     write_jsonl(run.folder / f"exam/M{t}.jsonl", answers)
     write_jsonl(run.folder / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
     write_jsonl(run.folder / "exam/ranked.jsonl", world.exam.groups)  # for judge.py --file
-    write_jsonl(run.folder / "metrics.jsonl", [*examined, {"model": f"M{t}", "t": t, **figures}])
+    row = {"model": f"M{t}", "t": t, **figures}
+    write_jsonl(run.folder / "metrics.jsonl", [*run.metrics(), row])
     return figures
 
 
@@ -117,11 +115,11 @@ def progress(
     """What the step from M_{t-1} to M_t changed, read from the files of the run in `folder`."""
     # How M_t was made; the exam of M_{t-1} does not count in its seconds.
     pairs = read_existing(folder / f"t{t - 1}/pairs.jsonl")
-    trip = [row for row in read_existing(folder / "log.jsonl") if row["t"] == t - 1]
+    stages = [row for row in read_existing(folder / "log.jsonl") if row["t"] == t - 1]
     figures = {
         "pairs": len(pairs) or None,
         "pairs_right": pairs_right(pairs, exam.truth),
-        "seconds": sum(row["seconds"] for row in trip if row["stage"] != "exam"),
+        "seconds": sum(row["seconds"] for row in stages if row["stage"] != "exam"),
     }
     # What M_{t-1} did in the same exam: its answers, and its rewards for the ranked answers
     figures |= versus(answers, read_existing(folder / f"exam/M{t - 1}.jsonl"))

@@ -4,11 +4,11 @@ In: the directory that train.py writes.  Out: its files as lists of JSON objects
 not there yet is an empty list, so this works in the middle of a run.
 """
 
-from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 from core.files import read_existing, read_json
+from core.records import votes_by_text
 from core.statistics import mean
 
 Records = list[dict]  # of one file
@@ -53,13 +53,8 @@ def load_run(folder: Path) -> RunFiles:
 
 
 def answer_rewards(files: IterationFiles) -> dict[tuple[int, int], float]:
-    """(prompt id, sample) -> the mean of the readable scores; answers without one are left out.
-
-    Answers that read the same were judged once: they share the votes of the first.
-    """
-    texts = {(row["id"], row["sample"]): (row["id"], row["response"]) for row in files.responses}
-    votes = defaultdict(list)
-    for verdict in files.verdicts:
-        if verdict["score"] is not None:
-            votes[texts[verdict["id"], verdict["sample"]]].append(verdict["score"])
-    return {answer: mean(votes[text]) for answer, text in texts.items() if text in votes}
+    """(prompt id, sample) -> the mean of the readable scores; answers without one are left out."""
+    texts = {(row["id"], row["sample"]): row["response"] for row in files.responses}
+    votes = votes_by_text(texts, files.verdicts)
+    rewards = {(i, sample): mean(votes[i, text]) for (i, sample), text in texts.items()}
+    return {answer: reward for answer, reward in rewards.items() if reward is not None}
