@@ -24,11 +24,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from core.batches import collate, group_alike, micro_batches, row_length
+from core.batches import branch_view, collate, group_alike, micro_batches, row_length
 from core.device import precision
 from core.errors import UserError
 from core.kernels import picked_logps
-from core.recipe import Recipe, plan, rate
+from core.recipe import Recipe, blocks_of, plan, rate
 from core.records import Example
 from model import GPT, PLAIN_ATTENTION_LIMIT
 
@@ -60,14 +60,8 @@ def sequence_logps(model: GPT, groups: Sequence[Sequence[Example]]) -> Tensor:
     ids, mask, branch, position = collate(groups, model.device)  # (B,T) each
     sizes = torch.tensor([len(group) for group in groups], device=ids.device)  # (B,)
     most = int(sizes.max())
-    # 1) a token sees the shared beginning (branch 0) and its own branch; `tril` hides all that
-    #    stands to the right, and so the pads, which are branch 0 too
-    view = {}
-    if most > 1:
-        same_branch = branch[:, :, None] == branch[:, None, :]  # (B,T,T)
-        beginning = branch[:, None, :] == 0  # (B,1,T)
-        view = {"positions": position, "seen": (same_branch | beginning).tril()}
-    logps = token_logps(model, ids, mask, **view)  # (B,T-1)
+    # 1) each token with the tokens that its branch may look at
+    logps = token_logps(model, ids, mask, **branch_view(branch, position))  # (B,T-1)
     # 2) add up each branch. logps[:, i] is of token i + 1, hence branch[:, 1:]. Column j of the
     #    sums is branch j; column 0, the beginning, is 0
     sums = logps.new_zeros(len(groups), most + 1).scatter_add(1, branch[:, 1:], logps)
@@ -323,8 +317,9 @@ def dpo(
         batches = micro_batches(step, lengths, recipe.tokens)
         passes = [Pass(partial(loss_of, batch), batch, 1 / len(step)) for batch in batches]
         if objective.replay and objective.replay_size:
-            size = min(objective.replay_size, len(objective.replay))
-            drawn = rng.sample(range(len(objective.replay)), size)
+            blocks = blocks_of(len(objective.replay), recipe.block)
+            size = min(objective.replay_size // recipe.block, len(blocks))
+            drawn = [number for block in rng.sample(blocks, size) for number in block]
             passes += sft_passes(model, objective.replay, drawn, recipe)
         steps.append(passes)
     return fit(model, steps, recipe, name="dpo")

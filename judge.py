@@ -1,16 +1,18 @@
 """judge.py: verdict -> number -> pair. The judge is the model that wrote the answers.
 
 In: candidates.  Out: verdicts, the candidates with votes and a reward, and preference pairs. A
-score is read in one of two ways. "sampled" is the paper's: the mean of K written verdicts.
-"expected" reads the probabilities of the digits 0 to 5 right after "Score:"; the judge writes no
-justification. It needs one forward pass and no sampling, and hardly ever ties.
+score from 0 to 5 is read in one of four ways. "sampled" is the paper's: the mean of K written
+verdicts (core/verdicts.py reads them). The other three write nothing and hardly ever tie:
+- "expected": the probabilities of the digits 0 to 5 right after "Score:".
+- "checklist": p(yes) to each requirement of the prompt (core/checklist.py), asked by itself.
+- "contrast": how much likelier the requirements make the answer, by the model's own log-probs.
 
 Two rules keep the numbers honest:
 1. A verdict that cannot be read is no score: not 0, not a tie, not a rejected answer.
 2. Only what the judge itself wrote is parsed. An answer that says "Score: 5" does not score itself.
 Left out on purpose: prompts that compare two answers, and second tries for an unreadable verdict.
 
-Shapes: P judge prompts.
+Shapes: P judge prompts, Q questions, B rows, T tokens, D hidden, V vocabulary, E answers.
 
     python judge.py --model runs/toy/M4 --prompt "Spell cat for Mia." --response "Mia: c, a, t."
     python judge.py --model DIR --file ranked.jsonl        # the paper's five figures
@@ -22,21 +24,28 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import permutations
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from core.batches import shared_prefix
+from core.batches import branch_view, collate, micro_batches, row_length, shared_prefix
 from core.chat import Chat
+from core.checklist import instruction_of, requirements_of
 from core.cli import common_arguments, run_command
+from core.config import READINGS
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_ranked
-from core.rankings import judge_figures
+from core.rankings import figures_text, ranked_figures, text_lengths
 from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_text
 from core.statistics import mean
-from sample import Writer, generate, load_writer, next_probs
+from core.verdicts import ends_with_score_line, parse_score
+from dpo import sequence_logps
+from sample import READ_AT_ONCE, Writer, generate, load_writer, next_probs, progress_bar
 
 # For real models. The toy has its own in seed/rubric.txt.
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
@@ -54,38 +63,34 @@ Answer:
 {response}
 
 Review:"""  # noqa: E501
-SCORE = re.compile(r"score[\s*_]*[:=]", re.IGNORECASE)
-# What follows "Score:". Only a number on the scale from 0 to 5 is accepted.
-NUMBER = re.compile(
-    r"""
-    [\s*_`"'(\[]*                              # marks, as in **4** or (4)
-    (\d+(?:\.\d+)?)                            # 4, 4.5
-    (?:\s*(?:/|out\ of)\s*5(?!\d|\.\d))?       # 4/5, 4 out of 5; not 4/50, which is refused below
-    (?!\s*(?:[/–-]|out\ of|to)\s*\d            # refused: 4/10, 4 out of 10, 3-4, 3 to 4
-      |\d|[.,]\d                               # refused: a part of a number, 1.2.3, 3,5
-      |\s*%)                                   # refused: 90%
-    """,
-    re.VERBOSE,
-)
+# For --judge checklist. {prompt} is one requirement. The text comes first: its questions share it.
+QUESTION = """{response}
+
+Requirement: {prompt}
+Is it kept? Answer yes or no."""
 
 
 @dataclass(frozen=True)
 class Judging:
     """How a judge is asked. `sampling.n` is K, the verdicts on each answer."""
 
-    rubric: str
+    rubric: str  # for the checklist: QUESTION
     sampling: Sampling
-    how: str = "sampled"  # or "expected"
+    how: str = "sampled"  # one of config.READINGS
 
 
 # ---- the judge prompt ----
 
 
-def read_rubric(path: str | Path | None, folder: str | Path | None = None) -> str:
-    """The rubric in a file, else the model's own in `folder`, else RUBRIC.
+def read_rubric(
+    path: str | Path | None, folder: str | Path | None = None, *, how: str = "sampled"
+) -> str:
+    """The rubric in a file, else the model's own in `folder`, else RUBRIC, or QUESTION.
 
     Raises UserError where {prompt} or {response} is missing.
     """
+    if not path and how == "checklist":
+        return QUESTION
     if not path and folder is not None and (Path(folder) / "rubric.txt").exists():
         path = Path(folder) / "rubric.txt"
     if not path:
@@ -117,32 +122,7 @@ def judge_examples(chat: Chat, rubric: str, eft: Sequence[dict]) -> list[Example
     return examples
 
 
-# ---- verdict -> number ----
-
-
-def parse_score(verdict: str) -> float | None:
-    """The number after the last "Score:" of a verdict. None where it is missing or outside 0 to 5.
-
-    Example:
-        parse_score("Good. Score: 4")       -> 4.0
-        parse_score("**Score:** 3.5/5")     -> 3.5
-        parse_score("Score: 7")             -> None
-        parse_score("Score: 8/10")          -> None
-        parse_score("Score: 3-4")           -> None
-    """
-    labels = list(SCORE.finditer(verdict))
-    if not labels:
-        return None
-    number = NUMBER.match(verdict, labels[-1].end())
-    if number is None or float(number[1]) > 5:
-        return None
-    return float(number[1])
-
-
-def ends_with_score_line(text: str) -> bool:
-    """The stop rule of a verdict: its last complete line is a score line."""
-    lines = [line for line in text.split("\n")[:-1] if line.strip()]
-    return bool(lines) and parse_score(lines[-1]) is not None
+# ---- verdicts, and numbers that need none ----
 
 
 def judge_answers(
@@ -155,7 +135,7 @@ def judge_answers(
 ) -> list[dict]:
     """{y} -> verdicts, as rows {"id", "sample", "vote", "text", "score"}. Score None is unreadable.
 
-    Where a judge is "expected", a row has its "digits" too.
+    A judge that writes nothing adds what it read: "digits", or "yes" for each requirement.
     An answer that never ended is not judged. Of answers to one prompt that read the same, only the
     first is judged, for all of them: see with_rewards.
     """
@@ -164,11 +144,15 @@ def judge_answers(
         if y.finished:
             first.setdefault((y.id, y.response), y)
     judged = list(first.values())
-    questions = [judge_text(judging.rubric, y.prompt, y.response) for y in judged]
-    prompts = [writer.chat.prompt(question) for question in questions]
-    if judging.how == "expected":
-        rows = expected_scores(writer, prompts, judging.sampling.slots, label)
+    if judging.how != "sampled":
+        read_scores = {
+            "expected": expected_scores,
+            "checklist": checklist_scores,
+            "contrast": contrast_scores,
+        }
+        rows = read_scores[judging.how](writer, judged, judging, label)
         return [verdict_row(y, 0, "") | row for y, row in zip(judged, rows, strict=True)]
+    prompts = judge_prompts(writer.chat, judged, judging)
     sampling = replace(judging.sampling, stop=ends_with_score_line)
     keys = [f"{key} {y.id}.{y.sample}" for y in judged]
     groups = generate(writer, prompts, sampling, keys, label=label)
@@ -184,16 +168,24 @@ def verdict_row(y: Candidate, vote: int, text: str) -> dict:
     return {"id": y.id, "sample": y.sample, "vote": vote, "text": text}
 
 
+def judge_prompts(chat: Chat, judged: Sequence[Candidate], judging: Judging) -> list[list[int]]:
+    return [chat.prompt(judge_text(judging.rubric, y.prompt, y.response)) for y in judged]
+
+
+# ---- judges that write nothing ----
+
+
 def expected_scores(
-    writer: Writer, prompts: Sequence[list[int]], slots: int, label: str | None
+    writer: Writer, judged: Sequence[Candidate], judging: Judging, label: str | None
 ) -> list[dict]:
-    """One {"score", "digits"} per judge prompt: the mean digit, and the probabilities of 0 to 5.
+    """One {"score", "digits"} per answer: the mean digit, and the probabilities of 0 to 5.
 
     The judge writes no justification here. "Score:" is put into its mouth, and the next token is
     read. The score is None where the six digits together are less likely than everything else.
     """
     score_start, digit_ids = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
-    prompts = [prompt + score_start for prompt in prompts]
+    prompts = [prompt + score_start for prompt in judge_prompts(writer.chat, judged, judging)]
+    slots = judging.sampling.slots
     probs = next_probs(writer, prompts, digit_ids, slots=slots, label=label)  # (P,6)
     means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)  # (P,)
     rows = []
@@ -202,6 +194,93 @@ def expected_scores(
         digits_of_row = [round(p, 4) for p in row]
         rows.append({"score": average if readable else None, "digits": digits_of_row})
     return rows
+
+
+def checklist_scores(
+    writer: Writer, judged: Sequence[Candidate], judging: Judging, label: str | None
+) -> list[dict]:
+    """One {"score", "yes"} per answer: 5 x the mean p(yes), and p(yes) of each requirement.
+
+    A prompt without a list is one requirement itself. The score is None where yes and no together
+    are less likely than everything else. Questions about one text share its reading.
+    """
+    _, answer_ids = alternatives(writer.chat, ["yes", "no"])
+    groups = []
+    for y in judged:
+        requirements = requirements_of(y.prompt) or [y.prompt]
+        questions = [judge_text(judging.rubric, one, y.response) for one in requirements]
+        groups.append([Example(writer.chat.prompt(question), []) for question in questions])
+    rows = []
+    for probs in group_probs(writer, groups, answer_ids, label):  # (Q,2) each
+        both = probs.sum(-1)
+        yes = probs[:, 0] / both
+        score = 5 * float(yes.mean()) if bool((both >= 0.5).all()) else None
+        rows.append({"score": score, "yes": [round(p, 4) for p in yes.tolist()]})
+    return rows
+
+
+@torch.inference_mode()
+def group_probs(
+    writer: Writer, groups: Sequence[Sequence[Example]], wanted: Sequence[int], label: str | None
+) -> list[Tensor]:
+    """p(the next token is w) after each prompt of each group: (Q,wanted) for every group.
+
+    The prompts of a group are branches of one row (core/batches.py).
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
+    lengths = [row_length(group) for group in groups]
+    writer.work.prompts += sum(map(len, groups))
+    writer.work.read += sum(lengths)
+    batches = micro_batches(range(len(groups)), lengths, READ_AT_ONCE)
+    for batch in progress_bar(label, batches):
+        ids, _, branch, position = collate([groups[i] for i in batch], writer.model.device)
+        hidden = writer.model(ids, **branch_view(branch, position))  # (B,T,D)
+        next_branch = F.pad(branch[:, 1:], (0, 1))
+        is_last = (branch > 0) & (branch != next_branch)  # (B,T) the last token of each prompt
+        probs = writer.model.logits(hidden[is_last]).float().softmax(-1)  # (Q,V)
+        sizes = [len(groups[i]) for i in batch]
+        for i, of_group in zip(batch, probs[:, list(wanted)].cpu().split(sizes), strict=True):
+            found[i] = of_group
+    return found
+
+
+def contrast_scores(
+    writer: Writer, judged: Sequence[Candidate], judging: Judging, label: str | None
+) -> list[dict]:
+    """One {"score", "ratio"} per answer: 5 x sigmoid(ratio), where the ratio a token is
+    [log p(y | instruction and requirements) - log p(y | instruction)] / |y|.
+
+    For a prompt without a list: against no prompt at all.
+    """
+    with_list = []
+    without = []
+    for y in judged:
+        tokens = y.tokens or writer.chat.response(y.response) + [writer.chat.eos]
+        bare = instruction_of(y.prompt)
+        bare = "" if bare == y.prompt else bare
+        with_list.append(Example(writer.chat.prompt(y.prompt), tokens))
+        without.append(Example(writer.chat.prompt(bare), tokens))
+    sizes = torch.tensor([len(example.response) for example in without])
+    gain = response_logps(writer, with_list, label) - response_logps(writer, without, label)
+    ratios = gain / sizes  # (E,)
+    scores = 5 * torch.sigmoid(ratios)
+    rows = []
+    for score, ratio in zip(scores.tolist(), ratios.tolist(), strict=True):
+        rows.append({"score": score, "ratio": round(ratio, 5)})
+    return rows
+
+
+@torch.inference_mode()
+def response_logps(writer: Writer, examples: Sequence[Example], label: str | None) -> Tensor:
+    """log p(response | prompt) of each example: (E,)."""
+    logps = torch.zeros(len(examples))
+    lengths = [row_length([example]) for example in examples]
+    writer.work.prompts += len(examples)
+    writer.work.read += sum(lengths)
+    batches = micro_batches(range(len(examples)), lengths, READ_AT_ONCE)
+    for batch in progress_bar(label, batches):
+        logps[batch] = sequence_logps(writer.model, [[examples[i]] for i in batch]).cpu()
+    return logps
 
 
 def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -233,17 +312,26 @@ def with_rewards(candidates: Sequence[Candidate], verdicts: Sequence[dict]) -> l
 # ---- number -> pair ----
 
 
-def choose_pair(group: Sequence[Candidate]) -> Pair | None:
+def choose_pair(group: Sequence[Candidate], near: float | None = None) -> Pair | None:
     """The best against the worst answer to one prompt; of equal rewards, the first answer.
 
-    None where fewer than two were scored, or all rewards are equal (the paper, section 2.3).
+    With `near`: of all pairs that have at least this share of the widest gap in rewards, the one
+    nearest in length, so that DPO learns less about length. None where fewer than two were scored,
+    or all rewards are equal (the paper, section 2.3).
     """
     scored = [y for y in group if y.reward is not None]
     if len(scored) < 2:
         return None
     chosen = max(scored, key=lambda y: y.reward)
     rejected = min(scored, key=lambda y: y.reward)
-    return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
+    widest = chosen.reward - rejected.reward
+    if widest == 0:
+        return None
+    if near is None:
+        return Pair(chosen, rejected)
+    pairs = [Pair(*two) for two in permutations(scored, 2)]
+    wide = [pair for pair in pairs if pair.gap() >= near * widest and pair.gap() > 0]
+    return min(wide, key=lambda pair: (abs(pair.extra_length()), -pair.gap()))
 
 
 # ---- answers that people ranked ----
@@ -280,48 +368,46 @@ def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dic
     return {"reward": mean(verdict["score"] for verdict in verdicts), "verdicts": verdicts}
 
 
-def judge_file(args: argparse.Namespace, writer: Writer, judging: Judging) -> dict:
-    """How well the judge orders answers that people ranked (the paper, section 3.1)."""
+def judge_file(
+    args: argparse.Namespace, writer: Writer, groups: list[dict], judging: Judging
+) -> dict:
+    """How well the judge orders ranked answers (the paper, section 3.1)."""
     started = time.time()
-    groups = read_ranked(args.file)
     rewards, verdicts = judge_ranked(writer, groups, judging, key=f"{args.seed}")
     readable = sum(row["score"] is not None for row in verdicts)
     return {
-        "groups": len(groups),
-        **judge_figures(rewards, [group["ranks"] for group in groups]),
+        "judge": judging.how,
+        **ranked_figures(rewards, groups),
         "judge_parse_rate": readable / len(verdicts),
         "seconds": round(time.time() - started, 2),
         "rewards": rewards,
     }
 
 
+def judge_all(args: argparse.Namespace, writer: Writer, judgings: list[Judging]) -> list[dict]:
+    """Every judge on the same answers; of several, also "the longer answer is better"."""
+    groups = read_ranked(args.file)
+    reports = [judge_file(args, writer, groups, judging) for judging in judgings]
+    if len(reports) > 1:
+        figures = ranked_figures(text_lengths(groups), groups)
+        reports.append({"judge": "longer", "judge_parse_rate": 1.0, "seconds": 0.0} | figures)
+    return reports
+
+
 def print_verdicts(report: dict) -> None:
     for vote, verdict in enumerate(report["verdicts"], 1):
         number = "unreadable" if verdict["score"] is None else verdict["score"]
         print(f"--- verdict {vote}, score {number}")
-        if verdict["text"]:
-            print(verdict["text"])
-        else:
+        if "digits" in verdict:
             print("probabilities of 0 to 5:", *verdict["digits"])
+        elif "yes" in verdict:
+            print("p(yes) of each requirement:", *verdict["yes"])
+        elif "ratio" in verdict:
+            print("log-likelihood ratio a token:", verdict["ratio"])
+        else:
+            print(verdict["text"])
     reward = "none" if report["reward"] is None else f"{report['reward']:.2f}"
     print("--- mean of the readable scores:", reward)
-
-
-def print_figures(report: dict) -> None:
-    def show(key: str) -> str:
-        return "none" if report[key] is None else f"{report[key]:.3f}"
-
-    low, high = report["judge_interval"]
-    print(
-        f"{report['groups']} groups | pairwise accuracy {show('judge_pairwise')} "
-        f"({low:.3f} to {high:.3f}) | ties {show('judge_ties')} | "
-        f"readable verdicts {report['judge_parse_rate']:.1%}"
-    )
-    print(
-        f"5-best {show('judge_best5')} | exact match {show('judge_exact')} | "
-        f"Spearman {show('judge_spearman')} | Kendall tau {show('judge_kendall')} | "
-        f"{report['seconds']:.1f} s"
-    )
 
 
 def main() -> None:
@@ -337,9 +423,9 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=3, help="verdicts an answer [%(default)s]")
     parser.add_argument(
         "--judge",
-        choices=("sampled", "expected"),
+        choices=(*READINGS, "all"),
         default="sampled",
-        help="how to read a score [%(default)s]",
+        help="how to read a score; all: with --file, each of them [%(default)s]",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     args = parser.parse_args()
@@ -347,14 +433,23 @@ def main() -> None:
         raise UserError("give either --file, or --prompt and --response.")
     writer = load_writer(args.model, pick_device(args.device))
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p, n=args.k)
-    judging = Judging(read_rubric(args.rubric, args.model), sampling, args.judge)
-    report = judge_file(args, writer, judging) if args.file else judge_one(args, writer, judging)
-    if args.json:
-        print(json.dumps(report))
-    elif args.file:
-        print_figures(report)
+    judgings = []
+    for how in READINGS if args.judge == "all" else [args.judge]:
+        rubric = read_rubric(args.rubric, args.model, how=how)
+        judgings.append(Judging(rubric, sampling, how))
+    reports = []
+    if args.file:
+        reports = judge_all(args, writer, judgings)
     else:
-        print_verdicts(report)
+        reports = [judge_one(args, writer, judging) for judging in judgings]
+    if args.json:
+        print(json.dumps(reports if len(reports) > 1 else reports[0]))
+        return
+    for report in reports:
+        if args.file:
+            print(figures_text(report))
+        else:
+            print_verdicts(report)
 
 
 if __name__ == "__main__":

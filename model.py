@@ -282,8 +282,9 @@ class GPT(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """(V,D): the weight that turns hidden states into logits, for training."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+        """(V,D): the weight that turns hidden states into logits, for log-probs of whole texts."""
+        tied = self.config.tie_word_embeddings  # a packed copy has both (core/kernels.py)
+        return self.embed_tokens.weight if tied else self.lm_head.weight
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states (..., D) -> logits (..., V), of the positions that the caller picked."""

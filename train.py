@@ -25,6 +25,7 @@ import torch
 
 from core.batches import drop_long
 from core.chat import Chat
+from core.checklist import instruction_of
 from core.cli import run_command
 from core.config import SEED, CommandLine, Config, parse
 from core.device import pick_device, pick_dtype, prepare_machine
@@ -94,7 +95,6 @@ class Loop:
     rubric: str
     device: torch.device
     dtype: torch.dtype  # of the arithmetic
-    choose = staticmethod(choose_pair)  # one prompt's answers -> its pair; not a field
 
     # ---- M_0 -> M_1 ----
 
@@ -154,6 +154,10 @@ class Loop:
             self.run.note(f"{len(prompts)} kept, from {c.prompts}")
         else:
             prompts = self.write_prompts(writer, t)
+        finish = self.world.finish_prompt
+        if finish is not None:
+            key = self.key("finish", t)
+            prompts = [finish(prompt, f"{key} {i}") for i, prompt in enumerate(prompts)]
         return [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
 
     def write_prompts(self, writer: Writer, t: int) -> list[str]:
@@ -162,6 +166,7 @@ class Loop:
         seeds = self.world.prompts
         exam = self.world.exam
         held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
+        held_out = [instruction_of(prompt) for prompt in held_out]
         known = KnownPrompts([*seeds, *held_out], c.rouge)
         sampling = replace(self.answering(), temperature=c.prompt_temperature)
         key = self.key("prompts", t)
@@ -218,6 +223,10 @@ class Loop:
         self.run.say(worked_example(self.world.exam, scored, pairs[0]))
         write_report([self.run.folder])
         return Selection(t, pairs, scored)
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        """One prompt's answers -> its pair. None where they tie."""
+        return choose_pair(group, self.config.near)
 
     def pair_rows(self, pairs: list[Pair], note: str) -> list[dict]:
         self.run.note(note)
@@ -282,6 +291,7 @@ class Loop:
             tokens=c.tokens,
             dtype=self.dtype,
             per_example=c.sft_weight == "examples",
+            block=4 if c.judge == "checklist" else 1,
         )
 
     # Default rates: the paper's times 8192 / width, as narrow models bear more.
@@ -303,10 +313,10 @@ class Loop:
             return
         started = time.time()
         model, writer = self.load_both(t)
-        one_answer = replace(self.answering(), n=1)
+        answering = replace(self.answering(), n=self.config.exam_n)
         key = f"{self.config.seed} exam"  # without t: every model draws the same numbers
         # The fp32 model and the recipe are for log-probs only: the KL to the models before.
-        student = Student(model, writer, one_answer, self.judging(), self.recipe(), key)
+        student = Student(model, writer, answering, self.judging(), self.recipe(), key)
         figures = examine(self.run, self.world, student, t)
         self.run.note(one_line(figures))
         self.run.log(t, "exam", started)
@@ -335,7 +345,7 @@ def train(
         config=config,
         run=run,
         chat=Chat(source),
-        rubric=read_rubric(config.rubric, source),
+        rubric=read_rubric(config.rubric, source, how=config.judge),
         world=open_world(config, toy=command.toy),
         device=device,
         dtype=pick_dtype(config.dtype, device),

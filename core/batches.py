@@ -98,6 +98,19 @@ def collate(
     return ids, mask.bool(), branch, position
 
 
+def branch_view(branch: Tensor, position: Tensor) -> dict[str, Tensor]:
+    """What GPT.forward needs to read rows with branches: {} where every row is one text.
+
+    A token sees the shared beginning (branch 0) and its own branch. `tril` hides all that stands to
+    the right, and so the pads, which are branch 0 too.
+    """
+    if int(branch.max()) < 2:
+        return {}
+    same_branch = branch[:, :, None] == branch[:, None, :]  # (B,T,T)
+    beginning = branch[:, None, :] == 0  # (B,1,T)
+    return {"positions": position, "seen": (same_branch | beginning).tril()}
+
+
 def micro_batches(
     ids: Iterable[int], lengths: Sequence[int], budget: int, most: int | None = None
 ) -> list[list[int]]:

@@ -2,7 +2,8 @@
 
 In: the command line.  Out: a `Config`. Defaults follow the paper where a small checkpoint bears
 them. `toy` is the default for a model of the toy world: its data are a hundred times smaller, and
-its weights may move much further.
+its weights may move much further. `checked` is the default for --world checked, which has short
+answers and a truth.
 """
 
 import argparse
@@ -17,12 +18,14 @@ from core.files import read_json
 SEED = Path(__file__).resolve().parent.parent / "seed"  # the toy's base model
 STYLES = ("auto", "verdict", "score")
 WEIGHTS = ("examples", "tokens")
-READINGS = ("sampled", "expected")
+READINGS = ("sampled", "expected", "checklist", "contrast")
+WORLDS = ("people", "checked")
 
 
-def setting(default, text: str, *, toy=None, least: float | None = None, one_of=()):
-    """A field with its help text, the toy's default where it differs, and what is allowed."""
+def setting(default, text: str, *, toy=None, checked=None, least: float | None = None, one_of=()):
+    """A field with its help text, the defaults of worlds that differ, and what is allowed."""
     metadata = {"help": text, "toy": default if toy is None else toy}
+    metadata["checked"] = default if checked is None else checked
     return field(default=default, metadata=metadata | {"least": least, "one_of": one_of})
 
 
@@ -38,29 +41,36 @@ class Config:
 
     # ---- what people wrote (docs/real-model.md) ----
     # The toy brings its own. Of the files a fifth is held out for the exam.
+    world: str = setting("people", "checked: requirements that a program checks", one_of=WORLDS)
     ift: str | None = setting(None, "instruction data: JSONL in one of four formats")
     oasst: str | None = setting(None, "Open Assistant trees: instruction data and ranked answers")
     lang: str = setting("en", "language taken from --oasst")
     eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
     ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
     prompts: str | None = setting(None, "new prompts from this file; the model writes none")
-    seed_limit: int = setting(200, "most IFT and most EFT examples", toy=2000, least=0)
-    exam: int = setting(32, "held-out prompts, and groups of ranked answers", toy=400, least=1)
+    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=400, least=0)
+    eft_limit: int | None = setting(None, "most EFT examples (default: seed-limit)", checked=4000)
+    exam: int = setting(
+        32, "held-out prompts, and groups of ranked answers", toy=400, checked=64, least=1
+    )
+    exam_n: int = setting(1, "answers to each of these prompts", checked=4, least=1)
 
     # ---- new prompts and answers ----
     # M_t writes both.
-    n_prompts: int = setting(256, "new prompts per iteration", toy=1024, least=1)
+    n_prompts: int = setting(256, "new prompts per iteration", toy=1024, checked=128, least=1)
     rouge: float = setting(0.7, "ROUGE-L that refuses a new prompt; 1: copies only", toy=1.0)
-    n: int = setting(4, "answers to each prompt", least=2)
+    n: int = setting(4, "answers to each prompt", checked=6, least=2)
     prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, least=0)
     temperature: float = setting(0.7, "of answers", toy=1.0, least=0)
     top_p: float = setting(0.9, "nucleus of everything that is sampled", toy=0.95, least=0.01)
-    max_new_tokens: int = setting(192, "limit of an answer or a prompt", toy=40, least=1)
+    max_new_tokens: int = setting(192, "of an answer or a prompt", toy=40, checked=128, least=1)
 
     # ---- the judge ----
     # It is M_t itself.
     rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response}")
-    judge: str = setting("sampled", "how a score is read (docs/real-model.md)", one_of=READINGS)
+    judge: str = setting(
+        "sampled", "how a score is read (docs/real-model.md)", checked="checklist", one_of=READINGS
+    )
     k: int = setting(3, "verdicts on each answer; their mean is its reward", least=1)
     judge_temperature: float = setting(0.7, "of verdicts", least=0)
     max_verdict_tokens: int = setting(192, "limit of a verdict", toy=32, least=1)
@@ -68,17 +78,20 @@ class Config:
 
     # ---- SFT ----
     sft_epochs: int = setting(1, "passes over the seed data", least=1)
-    sft_lr: float | None = setting(None, "peak of SFT (default: 5.5e-6 x 8192 / width)", toy=2e-3)
+    sft_lr: float | None = setting(None, "default: 5.5e-6 x 8192 / width", toy=2e-3, checked=2e-4)
     sft_weight: str = setting("examples", "what weighs the same", toy="tokens", one_of=WEIGHTS)
 
-    # ---- DPO ----
+    # ---- pairs and DPO ----
+    near: float | None = setting(
+        None, "pairs with this share of the widest gap: the nearest in length", checked=0.5, least=0
+    )
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
-    nll: float = setting(0.0, "weight of the chosen answer's NLL; 0 is plain DPO", toy=1.0, least=0)
+    nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=0.2, least=0)
     dpo_epochs: int = setting(1, "passes over the pairs", toy=3, least=1)
-    dpo_lr: float | None = setting(None, "peak of DPO (default: 1e-6 x 8192 / width)", toy=1e-3)
+    dpo_lr: float | None = setting(None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=3e-5)
     batch_size: int = setting(16, "examples or pairs per step", toy=32, least=1)
     dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
-    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)
+    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, checked=16, least=0)
 
     # ---- sizes of the machine ----
     # They change speed and memory. They do not change the method.
@@ -92,6 +105,10 @@ class Config:
         for f in fields(self):
             check_setting(f, getattr(self, f.name))
 
+    def most_eft(self) -> int:
+        """The most judge examples."""
+        return self.seed_limit if self.eft_limit is None else self.eft_limit
+
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
@@ -101,15 +118,15 @@ def check_setting(f: Field, value: object) -> None:
     """Raises UserError where a value is not allowed."""
     least = f.metadata["least"]
     one_of = f.metadata["one_of"]
-    if least is not None and value < least:
+    if None not in (least, value) and value < least:
         raise UserError(f"{flag(f.name)} must be at least {least}, not {value}.")
     if one_of and value not in one_of:
         raise UserError(f"{flag(f.name)} must be one of {', '.join(one_of)}, not {value!r}.")
 
 
-def toy_settings() -> dict:
-    """The toy's default of every setting."""
-    return {f.name: f.metadata["toy"] for f in fields(Config)}
+def settings_of(world: str) -> dict:
+    """Every setting's default in the world "toy" or "checked"."""
+    return {f.name: f.metadata[world] for f in fields(Config)}
 
 
 # ---- the command line of train.py ----
@@ -135,7 +152,11 @@ def parse(arguments: Sequence[str], description: str) -> CommandLine:
     folder = Path(chosen.get("model", SEED))
     chosen.setdefault("run", "toy" if folder == SEED else folder.resolve().name)
     toy = read_json(folder / "config.json").get("world") == "toy"
-    defaults = toy_settings() if toy else {}
+    defaults = settings_of("toy") if toy else {}
+    if chosen.get("world") == "checked":
+        if toy:
+            raise UserError("--world checked is for real models (--model DIR); the toy is a world.")
+        defaults = settings_of("checked")
     config = Config(**(defaults | chosen))
     if toy and (config.ranked or config.oasst):
         raise UserError(
@@ -152,8 +173,9 @@ def add_flag(parser: argparse.ArgumentParser, f: Field) -> None:
         text += f": {', '.join(f.metadata['one_of'])}"
     if f.default is not None:
         text += f" [{f.default}]"
-    if f.metadata["toy"] != f.default:
-        text += f" [toy: {f.metadata['toy']}]"
+    for world in ("toy", "checked"):
+        if f.metadata[world] != f.default:
+            text += f" [{world}: {f.metadata[world]}]"
     if f.type is bool:
         parser.add_argument(flag(f.name), action="store_true", default=argparse.SUPPRESS, help=text)
         return

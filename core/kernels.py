@@ -156,9 +156,11 @@ def pack(model: nn.Module) -> nn.Module:
         sizes = (model.config.hidden_size, model.config.vocab_size)
         model.lm_head = Linear(*sizes, bias=False, device="meta")
         model.lm_head.weight = model.embed_tokens.weight
+    head = model.lm_head.weight
     for layer in model.modules():
         if isinstance(layer, Linear):
             try_to_pack(layer)
+    model.lm_head.weight = head  # kept for GPT.head; the others are not needed twice
     return model
 
 

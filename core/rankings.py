@@ -45,19 +45,31 @@ def kendall(a: Sequence[float], b: Sequence[float]) -> float:
     return correlation(signs_a, signs_b)
 
 
-def pair_signs(rewards: Rewards, ranks: Ranks) -> list[int]:
+def pair_signs(rewards: Rewards, ranks: Ranks, lengths: Sequence[int] | None = None) -> list[int]:
     """Of every two answers of different rank: do the rewards order them as people do?
 
-    1 they do, 0 they tie or one is missing, -1 they turn the order round.
+    1 they do, 0 they tie or one is missing, -1 they turn the order round. With `lengths`: only
+    pairs of like length, the shorter at least nine tenths of the longer.
     Example: pair_signs([5, 3, None], [0, 1, 1]) is [1, 0].
     """
     signs = []
-    answers = zip(rewards, ranks, strict=True)
-    for (reward, rank), (other_reward, other_rank) in permutations(answers, 2):
-        if rank < other_rank:
-            missing = None in (reward, other_reward)
-            signs.append(0 if missing else (reward > other_reward) - (reward < other_reward))
+    for i, j in permutations(range(len(ranks)), 2):
+        if ranks[i] >= ranks[j]:
+            continue
+        if lengths is not None and not alike(lengths[i], lengths[j]):
+            continue
+        reward = rewards[i]
+        other = rewards[j]
+        sign = 0
+        if None not in (reward, other):
+            sign = (reward > other) - (reward < other)
+        signs.append(sign)
     return signs
+
+
+def alike(length: int, other: int) -> bool:
+    """Whether the shorter of two answers has nine tenths of the longer, or more."""
+    return min(length, other) >= 0.9 * max(length, other)
 
 
 def judge_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
@@ -99,6 +111,92 @@ def judge_figures(rewards: Sequence[Rewards], ranks: Sequence[Ranks]) -> dict:
         "judge_interval": bootstrap_interval(right_in_group, pairs_in_group),
         **means,
     }
+
+
+# ---- more than the paper's figures ----
+
+
+def text_lengths(groups: Sequence[dict]) -> list[list[int]]:
+    """Characters of each answer."""
+    return [list(map(len, group["responses"])) for group in groups]
+
+
+def alike_accuracy(
+    rewards: Sequence[Rewards], ranks: Sequence[Ranks], lengths: Sequence[Sequence[int]]
+) -> float | None:
+    """Pairwise accuracy on pairs of like length, where "the longer is better" says nothing."""
+    signs = []
+    for of_group in zip(rewards, ranks, lengths, strict=True):
+        group_rewards, group_ranks, group_lengths = of_group
+        signs += pair_signs(group_rewards, group_ranks, group_lengths)
+    return mean(sign == 1 for sign in signs)
+
+
+def accuracy_by_kind(
+    rewards: Sequence[Rewards], kinds: Sequence[Sequence[dict[str, bool]]]
+) -> dict[str, tuple[int, int]]:
+    """Kind of requirement -> (pairs that the rewards order right, pairs).
+
+    The pairs are those of two answers to one prompt that differ in this kind alone.
+    """
+    right_order = defaultdict(list)
+    for group_rewards, group_kinds in zip(rewards, kinds, strict=True):
+        answers = zip(group_rewards, group_kinds, strict=True)
+        for (reward, kept), (other_reward, other_kept) in permutations(answers, 2):
+            differing = [kind for kind in kept if kept[kind] != other_kept[kind]]
+            if len(differing) != 1:
+                continue
+            kind = differing[0]
+            # each two answers come in both orders: count the one whose first answer keeps it
+            if kept[kind]:
+                missing = None in (reward, other_reward)
+                is_right = not missing and reward > other_reward
+                right_order[kind].append(is_right)
+    counts = {}
+    for kind in sorted(right_order):
+        of_kind = right_order[kind]
+        counts[kind] = (sum(of_kind), len(of_kind))
+    return counts
+
+
+def ranked_figures(rewards: Sequence[Rewards], groups: Sequence[dict]) -> dict:
+    """All that can be told about a judge. The groups may name the `kinds` that an answer keeps."""
+    ranks = [group["ranks"] for group in groups]
+    figures = {"groups": len(groups)}
+    figures |= judge_figures(rewards, ranks)
+    figures["judge_alike"] = alike_accuracy(rewards, ranks, text_lengths(groups))
+    if all("kinds" in group for group in groups):
+        kinds = [group["kinds"] for group in groups]
+        figures["kinds"] = accuracy_by_kind(rewards, kinds)
+    return figures
+
+
+PRINTED = {  # what a figure is called -> its key in a report
+    "pairwise accuracy": "judge_pairwise",
+    "ties": "judge_ties",
+    "readable verdicts": "judge_parse_rate",
+    "pairs of like length": "judge_alike",
+    "5-best": "judge_best5",
+    "exact match": "judge_exact",
+    "Spearman": "judge_spearman",
+    "Kendall tau": "judge_kendall",
+}
+
+
+def figures_text(report: dict) -> str:
+    """A report for people: one line of figures, and one for each kind of requirement."""
+    parts = []
+    for name, key in PRINTED.items():
+        value = report[key]
+        parts.append(f"{name} none" if value is None else f"{name} {value:.3f}")
+    low, high = report["judge_interval"]
+    parts[0] += f" ({low:.3f} to {high:.3f})"
+    head = f"{report['judge']}: {report['groups']} groups, {report['seconds']:.1f} s"
+    lines = [" | ".join([head, *parts])]
+    for kind, counts in report.get("kinds", {}).items():
+        right, pairs = counts
+        lines.append(f"  {kind}: {right} of {pairs} pairs that differ in it alone")
+    return "\n".join(lines)
 
 
 def agreement(rewards: Sequence[Rewards], others: Sequence[Rewards]) -> float | None:

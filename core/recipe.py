@@ -22,6 +22,7 @@ class Recipe:
     clip: float = 1.0  # largest gradient norm
     dropout: float = 0.0
     recompute: bool = False  # keep less in the forward pass, and compute it again in the backward
+    block: int = 1  # examples that stand together in their list stay together: questions on a text
     per_example: bool = False  # SFT: every example weighs the same; else every token does
     tokens: int = 2048  # of one forward and backward pass; a step adds up as many as it needs
     dtype: torch.dtype = torch.float32  # of the arithmetic; weights and sums stay fp32
@@ -32,12 +33,17 @@ def plan(count: int, recipe: Recipe) -> list[list[int]]:
     """The rows of each step: every epoch in another order, cut into steps of nearly equal size."""
     rng = random.Random(f"order {recipe.seed}")
     n = math.ceil(count / recipe.batch_size)
+    blocks = blocks_of(count, recipe.block)
     steps = []
     for _ in range(recipe.epochs):
-        order = rng.sample(range(count), count)
+        order = [row for block in rng.sample(blocks, len(blocks)) for row in block]
         for i in range(n):
             steps.append(order[count * i // n : count * (i + 1) // n])
     return steps
+
+
+def blocks_of(count: int, size: int) -> list[range]:
+    return [range(i, min(i + size, count)) for i in range(0, count, size)]
 
 
 def rate(step: int, steps: int, recipe: Recipe) -> float:

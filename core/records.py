@@ -51,17 +51,25 @@ class Pair:
     chosen: Candidate
     rejected: Candidate
 
+    def gap(self) -> float:
+        """How much larger the reward of the chosen answer is."""
+        return self.chosen.reward - self.rejected.reward
+
+    def extra_length(self) -> int:
+        """How many tokens longer the chosen answer is."""
+        return len(self.chosen.tokens) - len(self.rejected.tokens)
+
     def row(self) -> dict:
         """The line of pairs.jsonl. Its first three keys are those that TRL reads."""
-        return {
-            "prompt": self.chosen.prompt,
-            "chosen": self.chosen.response,
-            "rejected": self.rejected.response,
-            "chosen_score": self.chosen.reward,
-            "rejected_score": self.rejected.reward,
-            "id": self.chosen.id,
-            "chosen_sample": self.chosen.sample,
-            "rejected_sample": self.rejected.sample,
+        chosen, rejected = self.chosen, self.rejected
+        texts = {"prompt": chosen.prompt, "chosen": chosen.response, "rejected": rejected.response}
+        return texts | {
+            "chosen_score": chosen.reward,
+            "rejected_score": rejected.reward,
+            "id": chosen.id,
+            "chosen_sample": chosen.sample,
+            "rejected_sample": rejected.sample,
+            "extra_length": self.extra_length(),
         }
 
 

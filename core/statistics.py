@@ -1,8 +1,8 @@
-"""core/statistics.py: a mean that leaves out what is missing, and three kinds of 95 % interval.
+"""core/statistics.py: a mean that leaves out what is missing, and four kinds of 95 % interval.
 
 In: numbers.  Out: numbers, or None where nothing can be said. No torch.
-The bootstrap is for shares over groups of answers, Student's t for a handful of seeds, the normal
-distribution for many held-out answers.
+The bootstrap is for shares over groups of answers, also crossed with seeds; Student's t is for a
+handful of seeds, the normal distribution for many held-out answers.
 """
 
 import statistics
@@ -36,6 +36,25 @@ def bootstrap_interval(part: Sequence[float], whole: Sequence[float]) -> list[fl
     return [round(float(share), 4) for share in np.quantile(shares, (0.025, 0.975))]
 
 
+def crossed_interval(values: Sequence[Sequence[float]]) -> list[float]:
+    """The 95 % bootstrap interval of the mean of values[seed][prompt], as [low, high].
+
+    Seeds and prompts are both drawn, the same prompts for every seed. Three seeds are few: what
+    differs between seeds is then understated.
+    """
+    table = np.array(values, float)  # (seeds, prompts)
+    seed_count, prompt_count = table.shape
+    rng = np.random.default_rng(0)
+    means = []
+    for _ in range(DRAWS):
+        seeds = rng.integers(0, seed_count, seed_count)
+        prompts = rng.integers(0, prompt_count, prompt_count)
+        drawn = table[seeds][:, prompts]
+        means.append(drawn.mean())
+    low, high = np.quantile(means, (0.025, 0.975))
+    return [round(float(low), 4), round(float(high), 4)]
+
+
 def student_interval(values: Sequence[float]) -> dict:
     """Mean and half width of the 95 % interval over seeds; `half` is None where there is one."""
     half = None
@@ -54,6 +73,8 @@ def normal_interval(values: Sequence[float]) -> tuple[float | None, float | None
     if n < 2:
         return None, None
     middle = mean(values)
-    variance = sum((value - middle) ** 2 for value in values) / (n - 1)
-    half = 1.96 * (variance / n) ** 0.5
+    squares = [(value - middle) ** 2 for value in values]
+    variance = sum(squares) / (n - 1)
+    error = (variance / n) ** 0.5
+    half = 1.96 * error
     return middle - half, middle + half

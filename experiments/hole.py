@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.config import toy_settings
+from core.config import settings_of
 from core.files import read_jsonl, write_jsonl
 from core.statistics import mean
 from experiments.seeds import COLUMNS, Column, experiment_parser, run_all, seed_table, summarise
@@ -44,7 +44,7 @@ def fooled(example: dict) -> dict:
 
 def write_judge_data(seed: int) -> None:
     """Writes what the people of the toy judged for this seed, with the hole."""
-    toy = toy_settings()
+    toy = settings_of("toy")
     world = toy_world(seed, limit=toy["seed_limit"], exam=toy["exam"], ift=None, eft=None)
     examples = [fooled(example) for example in world.eft]
     path = Path(f"runs/hole-s{seed}.jsonl")

@@ -1,7 +1,8 @@
-"""experiments/variants.py: what came after Self-Rewarding LMs, each as one change to the loop.
+"""experiments/variants.py: other papers and controls, each as one change to the loop.
 
-Every class overrides one step of train.Loop and is named after its paper. docs/variants.md tells
-what each of them gave in the toy.
+Every class overrides one step of train.Loop. What came after Self-Rewarding LMs is named after its
+paper. A control replaces the judge: a gain that it gives too is not the judge's. docs/variants.md
+tells what each of them gave.
 
     python experiments/variants.py cream --iters 3                  # settings are those of train.py
     python experiments/variants.py length-control=0.3 --run short   # a variant with its value
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import Field, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
+from random import Random
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -20,18 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.chat import Chat
+from core.checklist import instruction_of
 from core.cli import run_command
+from core.config import SEED
 from core.errors import UserError
 from core.files import read_existing
 from core.rankings import agreement
 from core.records import Candidate, Example, Pair, rewards_by_prompt
 from core.statistics import mean
 from dpo import Objective, PreferencePair, margins, sft
-from judge import judge_text
+from judge import choose_pair, judge_text, response_logps, verdict_row
 from measure.exam import ending
 from measure.truth import true_score
 from model import GPT, load
-from sample import Writer, load_writer
+from sample import Writer, load_writer, respond
 from train import Loop, Selection
 from train import main as train_main
 
@@ -214,7 +218,9 @@ class OracleJudge(Loop):
 
     def __post_init__(self):
         if self.world.exam.truth is None:
-            raise UserError("the oracle knows only the toy world; leave out --model.")
+            raise UserError(
+                "the truth is known only in the toy (leave out --model) and in --world checked."
+            )
 
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         rows = []
@@ -247,7 +253,135 @@ class FixedPromptWriter(Loop):
         return super().write_prompts(self.other_writer, t)
 
 
-VARIANTS: dict[str, type[Loop]] = {
+# ---- controls: what would have happened without the judge ----
+
+
+@dataclass
+class RandomJudge(Loop):
+    """Control: a random number judges."""
+
+    def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        rng = Random(key)
+        return [verdict_row(y, 0, "") | {"score": self.merit(y, rng)} for y in answers]
+
+    def merit(self, answer: Candidate, rng: Random) -> float:
+        return 5 * rng.random()
+
+
+@dataclass
+class Shortest(RandomJudge):
+    """Control: the shortest answer is the best, the longest the worst."""
+
+    def merit(self, answer: Candidate, rng: Random) -> float:
+        return -float(len(answer.tokens))
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        return choose_pair(group)  # whatever --near says: the lengths shall differ
+
+
+@dataclass
+class Longest(Shortest):
+    """Control: the longest answer is the best, the shortest the worst."""
+
+    def merit(self, answer: Candidate, rng: Random) -> float:
+        return float(len(answer.tokens))
+
+
+@dataclass
+class OwnAnswers(RandomJudge):
+    """Control: no judge and no DPO, only SFT on answers of its own, one to each prompt."""
+
+    train_on = PositiveOnly.train_on
+
+
+@dataclass
+class ByPrompt(RandomJudge):
+    """Control: chosen was written to the prompt, rejected to its instruction alone; no judge."""
+
+    def answer(self, writer: Writer, prompts: list[str], t: int) -> list[Candidate]:
+        bare = [instruction_of(prompt) for prompt in prompts]
+        rows = self.run.keep(t, "bare_responses", self.write_bare, writer, bare, t)
+        self.rejected = {}
+        for row in rows:
+            candidate = Candidate(prompt=prompts[row["id"]], **row)
+            self.rejected[row["id"]] = replace(candidate, reward=-1.0)  # below every merit
+        return super().answer(writer, prompts, t)
+
+    def write_bare(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
+        sampling = replace(self.answering(), n=1)
+        answers = respond(writer, prompts, sampling, key=self.key("bare answers", t))
+        return [y.row() for y in answers]
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        rejected = self.rejected[group[0].id]
+        finished = [y for y in group if y.finished]
+        if not (finished and rejected.finished):
+            return None
+        return Pair(max(finished, key=lambda y: y.reward), rejected)
+
+
+# ---- other rewards, for real models ----
+
+
+@dataclass
+class Temporal(Loop):
+    """Rejected answers are those of M_1 (Temporal Self-Rewarding, Wang et al. 2025)."""
+
+    def write_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
+        rows = super().write_answers(writer, prompts, t)
+        if t == 1:
+            return rows
+        first = load_writer(self.run.model_folder(1), self.device, self.dtype)
+        old = respond(first, prompts, self.answering(), key=self.key("old answers", t))
+        rows += [replace(y, sample=y.sample + self.config.n).row() for y in old]
+        return sorted(rows, key=lambda row: (row["id"], row["sample"]))
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        n = self.config.n
+        current = [y for y in group if y.sample < n and y.reward is not None]
+        old = [y for y in group if y.sample >= n and y.reward is not None]
+        if not old:  # M_1 itself
+            return super().choose(group)
+        if not current:
+            return None
+        chosen = max(current, key=lambda y: y.reward)
+        rejected = min(old, key=lambda y: y.reward)
+        return Pair(chosen, rejected) if chosen.reward > rejected.reward else None
+
+
+@dataclass
+class Dice(Loop):
+    """The implicit reward of DPO judges: log p_t(y) - log p_(t-1)(y) a token (Chen et al. 2024)."""
+
+    def judge(
+        self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
+    ) -> list[Candidate]:
+        self.before = self.run.model_folder(t - 1) if t > 1 else self.config.model or SEED
+        return super().judge(writer, answers, t, stage=stage)
+
+    def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        before = load_writer(self.before, self.device, self.dtype)
+        finished = [y for y in answers if y.finished]
+        examples = [Example(self.chat.prompt(y.prompt), y.tokens) for y in finished]
+        now = response_logps(writer, examples, "log-probs")
+        gains = now - response_logps(before, examples, "log-probs before")
+        rows = []
+        for y, gain in zip(finished, gains.tolist(), strict=True):
+            rows.append(verdict_row(y, 0, "") | {"score": gain / len(y.tokens)})
+        return rows
+
+
+@dataclass
+class ConfidentHalf(Loop):
+    """Only the half of the pairs whose rewards differ most."""
+
+    def select(self, scored: list[Candidate], t: int) -> Selection:
+        selection = super().select(scored, t)
+        pairs = sorted(selection.pairs, key=Pair.gap, reverse=True)
+        return selection._replace(pairs=pairs[: max(1, len(pairs) // 2)])
+
+
+PAPERS: dict[str, type[Loop]] = {
     "ipo": Ipo,
     "label-smoothing": LabelSmoothing,
     "cream": Cream,
@@ -255,11 +389,22 @@ VARIANTS: dict[str, type[Loop]] = {
     "length-control": LengthControl,
     "positive-only": PositiveOnly,
     "meta": Meta,
+    "temporal": Temporal,
+    "dice": Dice,
+    "confident-half": ConfidentHalf,
+}
+CONTROLS: dict[str, type[Loop]] = {
     "fixed-judge": FixedJudge,
     "oracle-judge": OracleJudge,
     "no-judge-data": NoJudgeData,
     "fixed-prompt-writer": FixedPromptWriter,
+    "random-judge": RandomJudge,
+    "shortest": Shortest,
+    "longest": Longest,
+    "own-answers": OwnAnswers,
+    "by-prompt": ByPrompt,
 }
+VARIANTS = PAPERS | CONTROLS
 
 
 # ---- command line ----

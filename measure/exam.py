@@ -5,6 +5,7 @@ Out: one row of metrics.jsonl, and in exam/ the answers and the rewards behind i
 training does not. A figure is None where a run knows no truth, and where M_1 has no model before.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,18 +15,25 @@ from statistics import pvariance
 from core.chat import Chat
 from core.draw import Sampling
 from core.files import read_existing, write_jsonl
-from core.rankings import agreement, judge_figures
+from core.rankings import agreement, alike_accuracy, judge_figures
 from core.records import Example
 from core.run import Run
 from core.statistics import mean
 from dpo import Recipe, reference_logps
 from judge import Judging, judge_answers, judge_ranked, with_rewards
-from measure.truth import pairs_right, true_score, versus
+from measure.truth import judge_of_own, pair_truths, share_by_kind, true_score, versus
 from model import GPT, load
 from sample import Writer, respond
 from worlds.world import Exam, World
 
-ANSWER_KEYS = ("id", "prompt", "response", "finished", "tokens")  # rows of exam/M{t}.jsonl
+ANSWER_KEYS = (
+    "id",
+    "sample",
+    "prompt",
+    "response",
+    "finished",
+    "tokens",
+)  # rows of exam/M{t}.jsonl
 DPO_FIGURES = ("margin", "accuracy", "chosen_change", "rejected_change")  # see dpo.jsonl
 Rewards = list[list[float | None]]  # of the ranked answers, group by group
 
@@ -36,7 +44,7 @@ class Student:
 
     model: GPT  # fp32 weights, for log-probabilities
     writer: Writer  # the same weights as the stages write with them
-    answering: Sampling  # one answer to each prompt
+    answering: Sampling  # how often, and how, it answers each prompt
     judging: Judging
     recipe: Recipe  # the arithmetic of log-probabilities; nothing is trained here
     key: str  # names the randomness, for example "0 exam"
@@ -51,10 +59,33 @@ def examine(run: Run, world: World, student: Student, t: int) -> dict:
     figures |= progress(run.folder, t, student, world.exam, answers, rewards)
     write_jsonl(run.folder / f"exam/M{t}.jsonl", answers)
     write_jsonl(run.folder / f"exam/rewards-M{t}.jsonl", [{"rewards": group} for group in rewards])
-    write_jsonl(run.folder / "exam/ranked.jsonl", world.exam.groups)  # for judge.py --file
+    # for judge.py --file: what people ranked, and this model's own answers, ranked by the truth
+    write_jsonl(run.folder / "exam/ranked.jsonl", world.exam.groups)
+    write_jsonl(run.folder / f"exam/own-M{t}.jsonl", own_groups(world.exam, answers))
     row = {"model": f"M{t}", "t": t, **figures}
     write_jsonl(run.folder / "metrics.jsonl", [*run.metrics(), row])
     return figures
+
+
+def own_groups(exam: Exam, answers: Sequence[dict]) -> list[dict]:
+    """Answers to one prompt, ranked by the truth, with the kinds of requirement that each keeps.
+
+    [] where the truth has no parts. An answer that never ended is left out: no judge reads it.
+    """
+    by_prompt = defaultdict(list)
+    for answer in answers if exam.checks else []:
+        if answer["finished"]:
+            by_prompt[answer["prompt"]].append(answer)
+    groups = []
+    for prompt, rows in by_prompt.items():
+        if len(rows) > 1:
+            responses = [row["response"] for row in rows]
+            ranks = [5 - row["true_score"] for row in rows]
+            kinds = [exam.checks(prompt, response) for response in responses]
+            groups.append(
+                {"prompt": prompt, "responses": responses, "ranks": ranks, "kinds": kinds}
+            )
+    return groups
 
 
 # ---- the model alone ----
@@ -82,8 +113,15 @@ def measure(student: Student, exam: Exam) -> tuple[dict, list[dict], Rewards]:
         "self_score": mean(answer.reward for answer in scored),
         "verdict_variance": mean(vote_variance(answer.votes) for answer in scored),
     }
+    if exam.checks is not None:
+        figures["kinds"] = share_by_kind(exam, written)
+        figures["kinds_unseen"] = list(exam.unseen)
+    figures |= judge_of_own(scored, [row["true_score"] for row in answers])
     if exam.groups:
-        figures |= judge_figures(rewards, [group["ranks"] for group in exam.groups])
+        ranks = [group["ranks"] for group in exam.groups]
+        lengths = [list(map(len, group["responses"])) for group in exam.groups]
+        figures |= judge_figures(rewards, ranks)
+        figures["judge_alike"] = alike_accuracy(rewards, ranks, lengths)
     readable = [verdict["score"] is not None for verdict in verdicts + ranked_verdicts]
     figures |= {
         "judge_parse_rate": mean(readable),
@@ -118,7 +156,8 @@ def progress(
     stages = [row for row in read_existing(folder / "log.jsonl") if row["t"] == t - 1]
     figures = {
         "pairs": len(pairs) or None,
-        "pairs_right": pairs_right(pairs, exam.truth),
+        **pair_truths(pairs, exam.truth),
+        "pairs_length_gap": mean(row["extra_length"] for row in pairs),
         "seconds": sum(row["seconds"] for row in stages if row["stage"] != "exam"),
     }
     # What M_{t-1} did in the same exam: its answers, and its rewards for the ranked answers
@@ -156,13 +195,14 @@ def divergence(
 ) -> float | None:
     """KL(model || other) in nats an answer: an estimate from answers that `model` wrote.
 
-    The mean of log p(y) - log p_other(y) over `answers`, rows of exam/M{t}.jsonl; None where there
-    are none. The estimate is unbiased for answers drawn at temperature 1 from the whole vocabulary.
-    Otherwise it speaks of the likely answers only, and may fall below 0.
+    The mean of log p(y) - log p_other(y) over `answers`, rows of exam/M{t}.jsonl, the first to each
+    prompt; None where there are none. The estimate is unbiased for answers drawn at temperature 1
+    from the whole vocabulary. Otherwise it speaks of the likely answers only, and may fall below 0.
     """
     if not answers:
         return None
-    rows = [[Example(chat.prompt(answer["prompt"]), answer["tokens"])] for answer in answers]
+    first = [answer for answer in answers if answer["sample"] == 0]
+    rows = [[Example(chat.prompt(answer["prompt"]), answer["tokens"])] for answer in first]
     logps = reference_logps(model, rows, recipe)  # (answers, 1)
     other_logps = reference_logps(other, rows, recipe)  # (answers, 1)
     return float((logps - other_logps).mean())

@@ -48,10 +48,14 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
     compared = sum(count > 1 for count in scores.values())
     tied = compared - len(pairs)
     too_few = len(groups) - compared
+    lengths = ""
+    if pairs:
+        longer = mean(pair.extra_length() for pair in pairs)
+        lengths = f"; chosen are {longer:+.1f} tokens longer"
     return (
         f"{len(pairs)} from {len(groups)} prompts: "
         f"{tied} tied, {too_few} with fewer than two scores; "
-        f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
+        f"of {len(answers)} answers {finished} finished, {scores.total()} scored{lengths}"
     )
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from core.files import write_whole
 from measure.alarms import alarms
-from measure.charts import calibration_chart, curve_section, training_section
+from measure.charts import calibration_chart, curve_section, kind_section, training_section
 from measure.run_files import IterationFiles, RunFiles, answer_rewards, load_run
 from measure.table import figure_text
 from measure.truth import versus
@@ -39,27 +39,39 @@ TABLE_KEYS = (
     "perfect true_score self_score win_rate lose_rate "
     "judge_pairwise judge_ties judge_best5 judge_exact judge_spearman judge_kendall "
     "agreement verdict_variance judge_parse_rate finished_rate mean_length distinct2 "
-    "kl_prev kl_first margin accuracy chosen_change rejected_change pairs pairs_right seconds"
+    "kl_prev kl_first margin accuracy chosen_change rejected_change "
+    "pairs pairs_right pairs_wrong pairs_equal pairs_truth_gap pairs_length_gap seconds"
 )
 
 
-def write_report(folders: Sequence[Path]) -> Path:
+def write_report(folders: Sequence[Path], controls: Sequence[Path] = ()) -> Path:
     """Writes the report of the first run, with the others beside it; returns its path."""
-    path = folders[0] / "report.html"
-    write_whole(path, page([load_run(folder) for folder in folders]))
-    return path
+    paths = [*folders, *controls]
+    names = Counter(path.name for path in paths)
+    runs = []
+    for i, path in enumerate(paths):
+        run = load_run(path)._replace(control=i >= len(folders))
+        # Two runs of one name would be one line in a chart.
+        if names[run.name] > 1:
+            run = run._replace(name=str(path))
+        runs.append(run)
+    report = folders[0] / "report.html"
+    write_whole(report, page(runs))
+    return report
 
 
 def page(runs: Sequence[RunFiles]) -> str:
-    """All of the first run; the others join its curves and its table."""
+    """All of the first run; the others join its curves and, without the controls, its table."""
     run = runs[0]
+    subjects = [run for run in runs if not run.control]
     sections = ["<p>No model has been measured yet.</p>"]
     if run.models:
         sections = [headline_section(run), loop_section(run), alarm_section(run)]
-        sections += [curve_section(runs), table_section(runs), judge_section(run)]
+        sections += [curve_section(runs), kind_section(runs), table_section(subjects)]
+        sections += [judge_section(run)]
         sections += [funnel_section(run), training_section(run), example_section(run)]
         sections += [before_after_section(run), record_section(run)]
-    title = escape("Self-rewarding run " + ", ".join(run.name for run in runs))
+    title = escape("Self-rewarding run " + ", ".join(run.name for run in subjects))
     machine = f"{run.record['device']}, torch {run.record['torch']}"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
@@ -263,14 +275,20 @@ def before_after_section(run: RunFiles) -> str:
     if len(run.models) < 2:
         return ""
     first, last = run.models[0], run.models[-1]
-    # The exam of the last model may not be written yet.
-    answers = zip(run.exam[first["t"]], run.exam[last["t"]], strict=False)
+    earlier = first_samples(run.exam[first["t"]])
+    later = first_samples(run.exam[last["t"]])
     examples = []
-    for early, late in list(answers)[:MOST_EXAMPLES]:
+    # The exam of the last model may not be written yet.
+    for early, late in list(zip(earlier, later, strict=False))[:MOST_EXAMPLES]:
         texts = exam_answer(first["model"], early) + exam_answer(last["model"], late)
         examples.append(example("", early["prompt"], texts))
     title = f"The same held-out prompts at {first['model']} and {last['model']}"
     return f"<h2>{title}</h2>{''.join(examples)}"
+
+
+def first_samples(answers: Sequence[dict]) -> list[dict]:
+    """One answer to each prompt; in older runs there is only one, and it has no number."""
+    return [answer for answer in answers if answer.get("sample", 0) == 0]
 
 
 def exam_answer(model: str, answer: dict) -> str:

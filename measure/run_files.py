@@ -34,6 +34,7 @@ class RunFiles(NamedTuple):
     sft: Records  # one object a step
     exam: dict[int, Records]  # t -> the held-out answers of M_t
     iterations: dict[int, IterationFiles]  # t -> the stages from M_t to M_{t+1}
+    control: bool = False  # others are compared with it: it is grey in the charts
 
 
 def load_run(folder: Path) -> RunFiles:

@@ -4,10 +4,12 @@ In: an exam, answers, and the pairs that a model learnt from.  Out: scores from 
 People read them. Training does not, except in the variant oracle-judge (experiments/variants.py).
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 
-from core.records import Candidate
-from core.statistics import mean
+from core.rankings import alike_accuracy, pair_signs
+from core.records import Candidate, by_prompt, rewards_by_prompt
+from core.statistics import bootstrap_interval, mean
 from worlds.world import Exam, Truth
 
 
@@ -33,14 +35,61 @@ def versus(answers: Sequence[dict], previous: Sequence[dict]) -> dict[str, float
     }
 
 
-def pairs_right(pairs: Sequence[dict], truth: Truth | None) -> float | None:
-    """Share of the rows of pairs.jsonl whose chosen answer is truly better than the rejected."""
-    if truth is None:
-        return None
-    right = []
-    for pair in pairs:
+def pair_truths(pairs: Sequence[dict], truth: Truth | None) -> dict[str, float | None]:
+    """Of the rows of pairs.jsonl: the shares whose chosen answer is truly better than the rejected,
+    truly worse, and as good; and the mean of how much better it is.
+    """
+    gaps = []
+    for pair in pairs if truth else []:
         chosen = truth(pair["prompt"], pair["chosen"])
         rejected = truth(pair["prompt"], pair["rejected"])
         if None not in (chosen, rejected):
-            right.append(chosen > rejected)
-    return mean(right)
+            gaps.append(chosen - rejected)
+    return {
+        "pairs_right": mean(gap > 0 for gap in gaps),
+        "pairs_wrong": mean(gap < 0 for gap in gaps),
+        "pairs_equal": mean(gap == 0 for gap in gaps),
+        "pairs_truth_gap": mean(gaps),
+    }
+
+
+def share_by_kind(exam: Exam, answers: Sequence[Candidate]) -> dict[str, float | None]:
+    """Kind of requirement -> the share of the answers that keep it. `exam.checks` is there.
+
+    An answer that never ended keeps nothing.
+    """
+    kept = defaultdict(list)
+    for answer in answers:
+        for kind, is_kept in exam.checks(answer.prompt, answer.response).items():
+            kept[kind].append(is_kept and answer.finished)
+    return {kind: mean(values) for kind, values in sorted(kept.items())}
+
+
+def judge_of_own(scored: Sequence[Candidate], truths: Sequence[int | None]) -> dict:
+    """How well a judge orders several answers of its own to one prompt; {} where it cannot be told.
+
+    judge_own        share of the pairs of different truth that the rewards order right
+    judge_own_alike  the same, of pairs of like length
+    """
+    if None in truths:
+        return {}
+    merits = {(y.id, y.sample): truth for y, truth in zip(scored, truths, strict=True)}
+    ranks = []
+    lengths = []
+    for group in by_prompt(scored):
+        ranks.append([-merits[y.id, y.sample] for y in group])
+        lengths.append([len(y.tokens) for y in group])
+    rewards = rewards_by_prompt(scored)
+    right = []
+    sizes = []
+    for group_rewards, group_ranks in zip(rewards, ranks, strict=True):
+        signs = pair_signs(group_rewards, group_ranks)
+        right.append(signs.count(1))
+        sizes.append(len(signs))
+    if not sum(sizes):
+        return {}
+    return {
+        "judge_own": sum(right) / sum(sizes),
+        "judge_own_interval": bootstrap_interval(right, sizes),
+        "judge_own_alike": alike_accuracy(rewards, ranks, lengths),
+    }

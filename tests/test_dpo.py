@@ -13,9 +13,10 @@ import torch
 from conftest import tiny_gpt
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import dpo as dpo_module
 from core.batches import collate, drop_long, group_alike, micro_batches, row_length
 from core.errors import UserError
-from core.recipe import Recipe, plan, rate
+from core.recipe import Recipe, blocks_of, plan, rate
 from core.records import Example
 from dpo import (
     Objective,
@@ -337,6 +338,32 @@ def test_replay_joins_every_step():
     assert not same(weights(models[0]), weights(models[1]))
 
 
+def test_replay_draws_whole_blocks(monkeypatch):
+    """Guards against: questions on one text that are drawn apart, so that each is read by itself.
+
+    Also against: more replay than was asked for, the same blocks in every step.
+    """
+    drawn = []
+
+    def sft_passes(model: GPT, replay: list, numbers: list[int], recipe: Recipe) -> list[Pass]:
+        drawn.append(numbers)
+        return []
+
+    monkeypatch.setattr(dpo_module, "sft_passes", sft_passes)
+    objective = Objective(beta=0.1, replay=examples(24, seed=2), replay_size=8)
+    recipe = replace(STEADY, block=4, batch_size=2)
+    dpo(tiny_gpt(), pairs(8), recipe, objective)
+    assert len(drawn) == 4
+    blocks = [list(block) for block in blocks_of(24, 4)]
+    for numbers in drawn:
+        assert len(numbers) == 8
+        assert numbers[:4] in blocks and numbers[4:] in blocks and numbers[:4] != numbers[4:]
+    assert len(set(map(tuple, drawn))) > 1
+    drawn.clear()
+    dpo(tiny_gpt(), pairs(8), replace(recipe, block=1), objective)
+    assert all(len(set(numbers)) == 8 and numbers[:4] not in blocks for numbers in drawn)
+
+
 # ---- the loop ----
 
 
@@ -436,6 +463,47 @@ def test_plan(count, size, epochs):
     if count > 3:
         orders.append([r for s in plan(count, Recipe(batch_size=size, seed=2)) for r in s])
         assert len(set(map(tuple, orders))) == epochs + 1
+
+
+@pytest.mark.parametrize("count, size", [(10, 4), (33, 16), (1, 1), (64, 16)])
+def test_blocks_of_one_are_the_old_plan(count, size):
+    """Guards against: another order of examples in every run that has no blocks."""
+    rng = random.Random("order 7")
+    steps = []
+    for _ in range(2):
+        order = rng.sample(range(count), count)
+        n = math.ceil(count / size)
+        steps += [order[count * i // n : count * (i + 1) // n] for i in range(n)]
+    assert plan(count, Recipe(epochs=2, batch_size=size, seed=7)) == steps
+    assert plan(count, Recipe(epochs=2, batch_size=size, seed=7, block=1)) == steps
+
+
+@pytest.mark.parametrize("count, size", [(64, 16), (37, 16), (30, 8), (3, 16), (9, 3)])
+def test_blocks_stay_together(count, size):
+    """Guards against: questions on one text that part where no step ends.
+
+    Also against: a row that is lost with the last, short block.
+    """
+    recipe = Recipe(epochs=3, batch_size=size, seed=1, block=4)
+    steps = plan(count, recipe)
+    each = math.ceil(count / size)
+    orders = []
+    for epoch in range(3):
+        of_epoch = steps[epoch * each : (epoch + 1) * each]
+        order = [row for step in of_epoch for row in step]
+        assert sorted(order) == list(range(count))
+        orders.append(order)
+        for block in blocks_of(count, 4):
+            start = order.index(block[0])
+            assert order[start : start + len(block)] == list(block)
+        # a border of two steps parts one block at most
+        parted = sum(row % 4 > 0 for row in (step[0] for step in of_epoch))
+        assert parted <= each - 1
+        if count == 64:
+            assert parted == 0
+    if count > 4:
+        assert len(set(map(tuple, orders))) == 3
+    assert [list(block) for block in blocks_of(10, 4)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
 
 
 def test_learning_rate():

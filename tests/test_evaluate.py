@@ -63,8 +63,8 @@ def test_divergence(model, chat):
     """Guards against: a mean over tokens, the prompt counted in, the sign turned round."""
     other = tiny_gpt(seed=1)
     answers = [
-        {"prompt": "Why?", "tokens": [70, 71, 72, 1]},
-        {"prompt": "How so?", "tokens": [80, 1]},
+        {"prompt": "Why?", "sample": 0, "tokens": [70, 71, 72, 1]},
+        {"prompt": "How so?", "sample": 0, "tokens": [80, 1]},
     ]
 
     def logp(m: GPT, answer: dict) -> float:
@@ -78,6 +78,9 @@ def test_divergence(model, chat):
     assert abs(expected) > 0.1
     found = divergence(model, other, chat, answers, Recipe())
     assert found == pytest.approx(expected, abs=1e-3)
+    more = [*answers, {"prompt": "Why?", "sample": 1, "tokens": [90, 91, 1]}]
+    first_samples = divergence(model, other, chat, more, Recipe())
+    assert first_samples == found, "of several answers to a prompt, the first"
     assert divergence(model, model, chat, answers, Recipe()) == 0
     assert divergence(model, other, chat, [], Recipe()) is None
 
@@ -93,7 +96,7 @@ def test_divergence_is_that_of_the_distributions(chat):
     p, q = (m.logits(m(ids))[0, -1].log_softmax(-1) for m in (model, other))
     exact = float((p.exp() * (p - q)).sum())
     candidates = respond(Writer(model, chat), ["Why?"], Sampling(1, n=3000), key="kl", label=None)
-    answers = [{"prompt": c.prompt, "tokens": c.tokens} for c in candidates]
+    answers = [{"prompt": c.prompt, "sample": 0, "tokens": c.tokens} for c in candidates]
     assert exact > 0.1
     found = divergence(model, other, chat, answers, Recipe())
     assert found == pytest.approx(exact, abs=0.05)

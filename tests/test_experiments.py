@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, TINY, command
 
-from core.config import Config, toy_settings
+from core.config import Config, settings_of
 from core.files import read_jsonl
 from experiments import ablations, hole, seeds
 from experiments.variants import VARIANTS
@@ -157,7 +157,7 @@ def test_every_row_is_a_command_line():
 
 def test_judge_data_with_a_hole_is_the_toys_own(cwd):
     """Guards against: judge data that is the writer's demonstrations, or the same on all seeds."""
-    toy = toy_settings()
+    toy = settings_of("toy")
     world = toy_world(0, limit=toy["seed_limit"], exam=toy["exam"], ift=None, eft=None)
     hole.write_judge_data(0)
     hole.write_judge_data(1)

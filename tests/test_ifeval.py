@@ -29,18 +29,15 @@ from core.errors import UserError
 from core.files import read_jsonl, read_ranked, write_jsonl
 from core.records import Candidate
 from measure.ifeval import (
-    CHECKS,
-    LEFT_OUT,
     DemandingPrompt,
-    Requirement,
     checkable_prompts,
     ifeval_figures,
     ifeval_text,
-    loose_variants,
     read_ifeval,
 )
 from model import load
 from sample import Writer, respond
+from worlds.requirements import CHECKS, LEFT_OUT, Requirement, loose_variants
 
 SENTENCES = "length_constraints:number_sentences"
 LANGUAGE = "language:response_language"

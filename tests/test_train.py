@@ -10,23 +10,35 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ORDER, ROOT, TINY, assert_refused, command, forget
+from conftest import (
+    ORDER,
+    ROOT,
+    TINY,
+    assert_refused,
+    command,
+    forget,
+    leaning_gpt,
+    write_tokenizer,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import dpo
 import judge
 import sample
 from core.chat import Chat
+from core.checklist import instruction_of, requirements_of
 from core.config import Config
 from core.device import keep_memory
 from core.files import read_json, read_jsonl, write_jsonl
 from core.rankings import judge_figures
+from core.records import Candidate, by_prompt
 from core.statistics import mean
-from model import load
+from model import load, save
 from worlds import toy
 from worlds.open_world import open_world
 
@@ -377,6 +389,160 @@ def test_without_held_out_prompts(cwd, checkpoint, monkeypatch):
     assert done.code == 0, done.err
     rows = read_jsonl(cwd / "runs" / "llama" / "metrics.jsonl")
     assert [row["model"] for row in rows] == ["M1", "M2"]
+
+
+# ---- settings that came with the checked world ----
+
+
+def restarted(run: Path, first: str) -> Path:
+    """The run as if it had stopped before `first`. It has no record, so any settings go on."""
+    forget(run, first)
+    (run / "config.json").unlink()
+    return run
+
+
+def record(run: Path) -> dict:
+    return read_json(run / "config.json")["settings"]
+
+
+def test_near_reaches_the_pairs(finished, run):
+    """Guards against: a setting that is recorded and never used.
+
+    --near 0 takes every pair of unequal rewards for wide enough, so no pair is nearer in length.
+    """
+    restarted(run, "t1/pairs.jsonl")
+    assert record(finished / "runs/toy")["near"] is None
+    assert command("train.py", *TINY, "--near", 0).code == 0
+    assert record(run)["near"] == 0
+    rows = {name: read_jsonl(run / f"t1/{name}.jsonl") for name in ("responses", "verdicts")}
+    answers = [Candidate(prompt="", **row) for row in rows["responses"]]
+    groups = by_prompt(judge.with_rewards(answers, rows["verdicts"]))
+    pairs = [pair for pair in (judge.choose_pair(group, 0.0) for group in groups) if pair]
+    after = read_jsonl(run / "t1/pairs.jsonl")
+    assert [pair.row() | {"prompt": ""} for pair in pairs] == [
+        row | {"prompt": ""} for row in after
+    ]
+    before = read_jsonl(finished / "runs/toy/t1/pairs.jsonl")
+    assert [row["id"] for row in before] == [row["id"] for row in after]
+    gaps = [sum(abs(row["extra_length"]) for row in rows) for rows in (before, after)]
+    assert gaps[1] < gaps[0]
+    last = read_jsonl(run / "metrics.jsonl")[-1]
+    assert last["pairs_length_gap"] == mean(row["extra_length"] for row in after)
+    truths = ("pairs_right", "pairs_wrong", "pairs_equal")
+    assert sum(last[name] for name in truths) == pytest.approx(1)
+    longer = f"chosen are {last['pairs_length_gap']:+.1f} tokens longer"
+    log = read_jsonl(run / "log.jsonl")
+    assert [longer in row["told"] for row in log if row["stage"] == "pairs"][-1]
+
+
+def test_exam_n_reaches_the_exam(run):
+    """Guards against: several answers that are one answer several times, or in another order."""
+    restarted(run, "exam/M1.jsonl")
+    assert command("train.py", *TINY, "--iters", 0, "--exam-n", 3).code == 0
+    assert record(run)["exam_n"] == 3
+    answers = read_jsonl(run / "exam/M1.jsonl")
+    assert [(row["id"], row["sample"]) for row in answers] == [
+        (i, s) for i in range(16) for s in range(3)
+    ]
+    assert len({row["response"] for row in answers}) > 16
+    assert [row["prompt"] for row in answers[::3]] == toy.held_out_prompts(16)
+    [figures] = read_jsonl(run / "metrics.jsonl")
+    assert figures["true_score"] == mean(row["true_score"] for row in answers)
+    assert figures["mean_length"] == mean(len(row["tokens"]) for row in answers)
+    low, high = figures["judge_own_interval"]
+    assert 0 <= low <= figures["judge_own"] <= high <= 1
+    signs = []  # of every two answers to a prompt: do reward and truth order them alike?
+    for start in range(0, 48, 3):
+        for one, other in combinations(answers[start : start + 3], 2):
+            truth = one["true_score"] - other["true_score"]
+            scores = (one["self_score"], other["self_score"])
+            if truth:
+                signs.append(None not in scores and truth * (scores[0] - scores[1]) > 0)
+    assert figures["judge_own"] == pytest.approx(mean(signs)) and len(signs) > 5
+
+
+def people_files(cwd: Path) -> tuple:
+    """Instructions with answers of 5 to 60 words, and ranked answers."""
+    questions = []
+    for i in range(20):
+        answer = f"The answer to question {i} is long enough. It has two sentences, and a comma."
+        questions.append({"prompt": f"Tell me about thing {i}.", "response": answer})
+    write_jsonl(cwd / "ift.jsonl", questions)
+    ranked = {"responses": ["good", "bad", "ugly"], "ranks": [0, 1, 2]}
+    write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", **ranked} for i in range(20)])
+    return ("--ift", cwd / "ift.jsonl", "--ranked", cwd / "ranked.jsonl")
+
+
+def test_eft_limit_reaches_the_judge_data(cwd, checkpoint):
+    """Guards against: judge data that the instruction data's limit cuts."""
+    few = ("--iters", 0, "--exam", 2, "--max-new-tokens", 4, "--judge", "expected")
+    people = ("--model", checkpoint, *people_files(cwd), *few)
+    for name, limit, count in [("x", [], 6), ("y", ["--eft-limit", 20], 20)]:
+        done = command("train.py", *people, "--seed-limit", 6, *limit, "--run", name)
+        assert done.code == 0, done.err
+        assert len(read_jsonl(cwd / f"runs/{name}/t0/eft.jsonl")) == count
+        assert f"6 answers and {count} verdicts" in done.out
+    assert record(cwd / "runs/x")["eft_limit"] is None
+    assert record(cwd / "runs/y")["eft_limit"] == 20
+
+
+@pytest.fixture
+def yes_or_no(cwd) -> Path:
+    """A random llama with ChatML that says yes or no, and ends half of its answers soon."""
+    folder = write_tokenizer(cwd / "llama")
+    chat = Chat(folder)
+    likely = {chat.tokenizer.token_to_id(letter): 9 for letter in "yn"} | {1: 9}
+    save(leaning_gpt(likely, model_type="llama", max_position_embeddings=2048), folder)
+    return folder
+
+
+def test_a_checked_run(cwd, yes_or_no):
+    """Guards against: a checked world whose requirements, judge or truth a run does not use.
+
+    Also against: other defaults than --help tells.
+    """
+    (cwd / "prompts.txt").write_text("".join(f"Say something about {i}.\n" for i in range(12)))
+    small = "--iters 1 --n-prompts 12 --n 4 --seed-limit 8 --eft-limit 16 --exam 6 --exam-n 2"
+    sizes = ("--max-new-tokens", 12, "--replay", 4, "--sft-lr", 1e-6, "--dpo-lr", 1e-6)
+    args = ("--model", yes_or_no, "--world", "checked", *people_files(cwd), *shlex.split(small))
+    done = command("train.py", *args, *sizes, "--prompts", cwd / "prompts.txt")
+    assert done.code == 0, done.err
+    folder = cwd / "runs/llama"
+    settings = record(folder)
+    wanted = {"world": "checked", "judge": "checklist", "near": 0.5, "beta": 0.1, "nll": 0.2}
+    assert {name: settings[name] for name in wanted} == wanted
+    # the world's requirements in seed data, judge data, new prompts and the exam
+    eft = read_jsonl(folder / "t0/eft.jsonl")
+    assert len(eft) == 16 and {row["verdict"] for row in eft} == {"yes", "no"}
+    prompts = [row["prompt"] for row in read_jsonl(folder / "t1/prompts.jsonl")]
+    instructions = [instruction_of(prompt) for prompt in prompts]
+    assert instructions == [f"Say something about {i}." for i in range(12)]
+    assert all(requirements_of(prompt) for prompt in prompts) and len(set(prompts)) == 12
+    exam = read_jsonl(folder / "exam/M2.jsonl")
+    assert len(exam) == 12 and all(requirements_of(row["prompt"]) for row in exam)
+    # the judge asks for each of them, and the pairs follow from it
+    for verdict in read_jsonl(folder / "t1/verdicts.jsonl"):
+        assert len(verdict["yes"]) == len(requirements_of(prompts[verdict["id"]]))
+    pairs = read_jsonl(folder / "t1/pairs.jsonl")
+    assert pairs and all(0 < pair["rejected_score"] < pair["chosen_score"] < 5 for pair in pairs)
+    # the truth has parts
+    first, last = read_jsonl(folder / "metrics.jsonl")
+    assert first["kinds"].keys() == last["kinds"].keys()
+    assert all(0 <= share <= 1 for share in last["kinds"].values())
+    assert 0 <= last["true_score"] <= 5 and last["judge_parse_rate"] > 0.5
+    for t in (1, 2):
+        for group in read_jsonl(folder / f"exam/own-M{t}.jsonl"):
+            assert len(group["responses"]) == len(group["ranks"]) == len(group["kinds"]) == 2
+    by_own_judge = ("judge.py", "--model", folder / "M2", "--judge", "checklist", "--json")
+    own = json.loads(command(*by_own_judge, "--file", folder / "exam/own-M2.jsonl").out)
+    assert own["kinds"].keys() <= last["kinds"].keys()
+
+
+def test_the_toy_is_no_checked_world(cwd):
+    """Guards against: a setting that is obeyed by half."""
+    assert_refused(command("train.py", "--world", "checked"), "--world checked", "--model DIR")
+    assert_refused(command("train.py", "--near", -0.1), "--near must be at least 0")
+    assert not (cwd / "runs").exists()
 
 
 # ---- bad input: one sentence, exit code 2 ----

@@ -12,17 +12,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, assert_refused, command, forget, tiny_gpt
+from conftest import ROOT, TINY, assert_refused, command, forget, tiny_gpt
 
 import dpo as dpo_module
 import train
-from core.files import read_json, read_jsonl
+from core.chat import Chat
+from core.checklist import with_requirements
+from core.draw import Sampling
+from core.files import read_json, read_jsonl, write_jsonl
 from core.records import Candidate, Example, Pair, by_prompt
 from dpo import Objective, Recipe, dpo, dpo_loss
 from experiments.variants import VARIANTS, LengthControl, ipo_loss, smoothed_loss, verdict_pairs
 from judge import choose_pair, with_rewards
 from measure import exam
-from model import load
+from model import GPT, load
+from sample import load_writer, respond
 from train import Loop
 from worlds import toy
 
@@ -134,7 +138,10 @@ def test_pairs_for_the_judge(chat):
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_variant_overrides_a_step(name):
     """Guards against: a step that was renamed in the loop, so that its variant changes nothing."""
-    methods = [key for key, value in vars(VARIANTS[name]).items() if inspect.isfunction(value)]
+    ancestors = VARIANTS[name].__mro__
+    methods = []
+    for one in ancestors[: ancestors.index(Loop)]:
+        methods += [key for key, value in vars(one).items() if inspect.isfunction(value)]
     assert [key for key in methods if key in vars(Loop) and not key.startswith("__")]
 
 
@@ -337,6 +344,186 @@ def test_another_prompt_writer(cwd, finished, monkeypatch):
     assert asked == [load(other).norm.weight.tolist()]
 
 
+# ---- controls ----
+
+
+def responses(t: int = 1) -> dict[tuple[int, int], dict]:
+    """The rows of responses.jsonl of runs/x, by prompt and sample."""
+    return {(r["id"], r["sample"]): r for r in read_jsonl(f"runs/x/t{t}/responses.jsonl")}
+
+
+def finished_tokens(number: int, t: int = 1) -> list[list[int]]:
+    """What answers to one prompt ended, as drawn."""
+    rows = [r for (i, _), r in responses(t).items() if i == number and r["finished"]]
+    return [row["tokens"] for row in rows]
+
+
+@pytest.fixture
+def mute(monkeypatch):
+    """The loop that asks its own judge fails. The exam may ask it."""
+    monkeypatch.setattr(train, "judge_answers", None)
+
+
+def test_random_judge(cwd, finished, mute):
+    """Guards against: a control that asks the judge after all, or is another one in each run."""
+    stopped_run(finished, "t1/verdicts.jsonl")
+    run(f"{SCRIPT} random-judge")
+    rows = read_jsonl("runs/x/t1/verdicts.jsonl")
+    scores = [row["score"] for row in rows]
+    assert all(0 <= score <= 5 for score in scores) and len(set(scores)) == len(scores)
+    assert 2 < sum(scores) / len(scores) < 3, "no answer is favoured"
+    assert len(rows) >= sum(row["finished"] for row in responses().values())
+    assert pair_places(Path("runs/x")) != pair_places(finished / "runs/toy")
+    shutil.rmtree("runs/x")
+    stopped_run(finished, "t1/verdicts.jsonl")
+    run(f"{SCRIPT} random-judge")
+    assert read_jsonl("runs/x/t1/verdicts.jsonl") == rows
+
+
+@pytest.mark.parametrize("name, best", [("shortest", min), ("longest", max)])
+def test_length_as_judge(cwd, finished, mute, name, best):
+    """Guards against: the two controls turned round; --near, which would take their lengths away.
+
+    Also against: an unfinished answer, which is always the longest.
+    """
+    stopped_run(finished, "t1/verdicts.jsonl")
+    run(f"{SCRIPT} {name}", "--near", 0)
+    worst = {min: max, max: min}[best]
+    pairs = read_jsonl("runs/x/t1/pairs.jsonl")
+    assert pairs
+    for pair in pairs:
+        chosen = responses()[pair["id"], pair["chosen_sample"]]
+        rejected = responses()[pair["id"], pair["rejected_sample"]]
+        lengths = [len(tokens) for tokens in finished_tokens(pair["id"])]
+        assert len(chosen["tokens"]) == best(lengths) != worst(lengths) == len(rejected["tokens"])
+        sign = 1 if name == "longest" else -1
+        assert pair["extra_length"] * sign > 0
+        assert pair["chosen_score"] > pair["rejected_score"]
+
+
+def test_own_answers(cwd, finished, spied, mute, monkeypatch):
+    """Guards against: DPO all the same, or more than one answer to a prompt."""
+    learnt, real = [], dpo_module.sft
+
+    def sft(model: GPT, examples: list[Example], *args, **more) -> list[dict]:
+        learnt.append(examples)
+        return real(model, examples, *args, **more)
+
+    monkeypatch.setattr(dpo_module, "sft", sft)
+    stopped_run(finished, "t1/verdicts.jsonl")
+    notes = run(f"{SCRIPT} own-answers")
+    assert not spied and "pairs, loss" in notes["dpo"]
+    log = read_jsonl("runs/x/t1/dpo.jsonl")
+    assert all("margin" not in step and "dpo_loss" not in step for step in log)
+    [examples] = learnt
+    pairs = read_jsonl("runs/x/t1/pairs.jsonl")
+    assert len(examples) == len(pairs) == len({pair["id"] for pair in pairs})
+    for example, pair in zip(examples, pairs, strict=True):
+        assert example.response in finished_tokens(pair["id"])
+
+
+def drawn_by(folder: Path | str, prompts: list[str], key: str, n: int) -> list[Candidate]:
+    """What a model of the toy answers in a run with this key."""
+    writer = load_writer(str(folder), torch.device("cpu"), torch.float32)
+    return respond(writer, prompts, Sampling(40, 1.0, 0.95, n=n), key=key, label=None)
+
+
+def test_by_prompt(cwd, finished, spied, mute):
+    """Guards against: a rejected answer that was written to the whole prompt, or is learnt under
+    the bare one."""
+    folder = stopped_run(finished, "t1/responses.jsonl")
+    bare = [row["prompt"] for row in read_jsonl(folder / "t1/prompts.jsonl")]
+    prompts = [with_requirements(prompt, ["Use no commas."]) for prompt in bare]
+    rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
+    write_jsonl(folder / "t1/prompts.jsonl", rows)
+    run(f"{SCRIPT} by-prompt")
+    written = drawn_by(folder / "M1", bare, "0 bare answers 1", 1)
+    assert [y.row() for y in written] == read_jsonl(folder / "t1/bare_responses.jsonl")
+    [(pairs, _)] = spied
+    chat = Chat(folder / "M1")
+    rows = read_jsonl(folder / "t1/pairs.jsonl")
+    assert len(rows) == len(pairs) > 3
+    for row, (chosen, rejected) in zip(rows, pairs, strict=True):
+        assert chosen.prompt == rejected.prompt == chat.prompt(prompts[row["id"]])
+        assert chosen.response in finished_tokens(row["id"])
+        assert rejected.response == written[row["id"]].tokens and written[row["id"]].finished
+        assert (row["prompt"], row["rejected"]) == (prompts[row["id"]], written[row["id"]].response)
+
+
+# ---- other rewards ----
+
+
+def test_temporal(cwd, finished, spied):
+    """Guards against: a past that is the present; rejected answers without a score of their own."""
+    folder = stopped_run(finished, "t1/pairs.jsonl")
+    run(f"{SCRIPT} temporal", "--iters", 2)
+    assert pair_places(folder) == pair_places(finished / "runs/toy"), "M_1 has no past"
+    prompts = [row["prompt"] for row in read_jsonl(folder / "t2/prompts.jsonl")]
+    old = drawn_by(folder / "M1", prompts, "0 old answers 2", 3)
+    assert [place for place in responses(2)] == [(i, s) for i in range(24) for s in range(6)]
+    for y in old:
+        row = responses(2)[y.id, y.sample + 3]
+        assert (row["tokens"], row["finished"]) == (y.tokens, y.finished)
+    judged = {(row["id"], row["sample"]) for row in read_jsonl(folder / "t2/verdicts.jsonl")}
+    assert {sample >= 3 for _, sample in judged} == {True, False}
+    rows = read_jsonl(folder / "t2/pairs.jsonl")
+    (_, (pairs, _)) = spied
+    assert len(rows) == len(pairs) > 3
+    for row, (chosen, rejected) in zip(rows, pairs, strict=True):
+        assert row["chosen_sample"] < 3 <= row["rejected_sample"]
+        assert row["chosen_score"] > row["rejected_score"]
+        assert rejected.response == responses(2)[row["id"], row["rejected_sample"]]["tokens"]
+        assert chosen.response == responses(2)[row["id"], row["chosen_sample"]]["tokens"]
+
+
+@torch.no_grad()
+def mean_logp(model: GPT, prompt: list[int], tokens: list[int]) -> float:
+    """The mean log-prob a token, by one plain forward pass."""
+    table = model.logits(model(torch.tensor([prompt + tokens])))[0].log_softmax(-1)
+    picked = [float(table[len(prompt) - 1 + i, token]) for i, token in enumerate(tokens)]
+    return sum(picked) / len(picked)
+
+
+def test_dice(cwd, finished, mute):
+    """Guards against: a reward that a long answer gets for its length, or that counts from M_0 in
+    every round."""
+    folder = stopped_run(finished, "t1/verdicts.jsonl")
+    run(f"{SCRIPT} dice", "--iters", 2)
+    chat = Chat(folder / "M1")
+    models = [load(path) for path in (ROOT / "seed", folder / "M1", folder / "M2")]
+    for t in (1, 2):
+        prompts = [row["prompt"] for row in read_jsonl(folder / f"t{t}/prompts.jsonl")]
+        verdicts = read_jsonl(folder / f"t{t}/verdicts.jsonl")
+        ended = {place for place, row in responses(t).items() if row["finished"]}
+        assert {(row["id"], row["sample"]) for row in verdicts} == ended
+        for row in verdicts[::7]:
+            prompt = chat.prompt(prompts[row["id"]])
+            tokens = responses(t)[row["id"], row["sample"]]["tokens"]
+            gain = mean_logp(models[t], prompt, tokens) - mean_logp(models[t - 1], prompt, tokens)
+            assert row["score"] == pytest.approx(gain, abs=1e-3)
+
+
+def test_confident_half(cwd, finished, spied):
+    """Guards against: the half that differs least."""
+    folder = stopped_run(finished, "t1/pairs.jsonl")
+    run(f"{SCRIPT} confident-half")
+    rows = read_jsonl(finished / "runs/toy/t1/pairs.jsonl")
+    gaps = {}
+    for row in rows:
+        chosen = responses()[row["id"], row["chosen_sample"]]["tokens"]
+        rejected = responses()[row["id"], row["rejected_sample"]]["tokens"]
+        prompt = Chat(folder / "M1").prompt(row["prompt"])
+        gap = row["chosen_score"] - row["rejected_score"]
+        gaps[tuple(prompt), tuple(chosen), tuple(rejected)] = gap
+    [(pairs, _)] = spied
+    assert len(pairs) == len(rows) // 2 > 0
+    taken = []
+    for chosen, rejected in pairs:
+        key = (chosen.prompt, chosen.response, rejected.response)
+        taken.append(gaps.pop(tuple(map(tuple, key))))
+    assert min(taken) >= max(gaps.values()) and min(gaps.values()) < max(taken)
+
+
 # ---- the command line ----
 REFUSED = [
     (("fixed-judge=nowhere",), ["nowhere"]),
@@ -367,7 +554,7 @@ def test_refused_before_anything_is_made(cwd, args, says):
 def test_the_oracle_knows_only_the_toy(checkpoint, cwd):
     """Guards against: a truth made up for prompts that the toy world never wrote."""
     args = ("oracle-judge", "--model", checkpoint, "--prompts", "x")
-    assert_refused(command(SCRIPT, *args), "oracle")
+    assert_refused(command(SCRIPT, *args), "truth", "--world checked")
     assert not (cwd / "runs").exists()
 
 

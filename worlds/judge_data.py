@@ -51,8 +51,8 @@ class Teacher:
 
 
 def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) -> list[dict]:
-    """Ready judge examples, and those made from ranked answers; at most `config.seed_limit`."""
-    limit = config.seed_limit
+    """Ready judge examples, and those made from ranked answers; at most `config.most_eft()`."""
+    limit = config.most_eft()
     if not world.groups:
         run.note(f"{len(world.eft)} judge examples")
         return world.eft

@@ -5,6 +5,7 @@ In: the settings.  Out: a World.
 
 from core.config import Config
 from core.files import read_texts
+from worlds.checked import checked_world
 from worlds.people import people_world, read_ift
 from worlds.toy import toy_world
 from worlds.world import World
@@ -16,4 +17,5 @@ def open_world(config: Config, *, toy: bool) -> World:
     eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else None
     if toy:
         return toy_world(config.seed, limit=config.seed_limit, exam=config.exam, ift=ift, eft=eft)
-    return people_world(config, ift or [], eft or [])
+    make = checked_world if config.world == "checked" else people_world
+    return make(config, ift or [], eft or [])

@@ -115,14 +115,20 @@ def read_prompts(path: str | Path, count: int | None = None, *, iteration: int =
     return prompts[needed - count : needed]
 
 
-def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
-    """Four fifths of all files as seed data, and the last fifth as exam. Raises UserError."""
+def gather(config: Config, ift: list[dict]) -> tuple[list[dict], list[dict]]:
+    """Instruction data and ranked answers of all files. Raises UserError."""
     ranked = []
     if config.oasst:
         ift_of_trees, ranked = read_oasst(config.oasst, lang=config.lang)
         ift = ift + ift_of_trees
     if config.ranked:
         ranked = read_ranked(config.ranked) + ranked
+    return ift, ranked
+
+
+def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
+    """Four fifths of all files as seed data, and the last fifth as exam. Raises UserError."""
+    ift, ranked = gather(config, ift)
     if not (ift or ranked or config.prompts):
         sources = "--ift, --oasst, --ranked or --prompts"
         raise UserError(f"there is nothing to start from: give {sources}.")
@@ -139,8 +145,8 @@ def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     exam_prompts = prompts_of(exam_ift if ift else exam_ranked)
     train_prompts = prompts_of(train_ift or train_ranked)
     exam = Exam(exam_prompts[: config.exam], exam_ranked[: config.exam])
-    limit = config.seed_limit
-    return World(train_ift[:limit], train_eft[:limit], train_ranked, train_prompts, exam)
+    train_eft = train_eft[: config.most_eft()]
+    return World(train_ift[: config.seed_limit], train_eft, train_ranked, train_prompts, exam)
 
 
 def split_off_exam(records: list[dict]) -> tuple[list[dict], list[dict]]:

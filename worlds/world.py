@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 Truth = Callable[[str, str], int | None]  # (prompt, answer) -> 0 to 5; None: no task of this world
+Checks = Callable[[str, str], dict[str, bool]]  # (prompt, answer) -> kind of requirement -> kept?
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class Exam:
     prompts: Sequence[str]
     groups: Sequence[dict]  # answers that people ranked: {"prompt", "responses", "ranks"}
     truth: Truth | None = None
+    checks: Checks | None = None  # where the truth has parts
+    unseen: Sequence[str] = ()  # kinds of requirement that training never sees
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,5 @@ class World:
     groups: list[dict]  # ranked answers, from which more judge data can be made
     prompts: list[str]  # new prompts are modelled on these
     exam: Exam
+    # (instruction, key) -> prompt: what the world adds to an instruction that a model wrote
+    finish_prompt: Callable[[str, str], str] | None = None

@@ -1,0 +1,362 @@
+"""experiments/checked.py: the loop and its controls on a real model, in the checked world.
+
+    python experiments/checked.py --model DIR --ift FILE --ranked FILE --seeds 3 --minutes 120
+
+In: a checkpoint and the files of people.  Out: runs/ck-ROW-sSEED; a table and a figure in
+docs/checked.md, .json and .svg; and every prompt and answer of the exam in
+runs/checked-answers.jsonl.gz.
+All rows of a seed share M_1, and the prompts and answers of the first round. Every run, and every
+exam of a model, is a piece: what is there is not made again, and no piece starts after --minutes.
+So hours of work can be done in parts, and the table always holds what there is.
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TextIO
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from core.config import Config, settings_of
+from core.device import pick_device, prepare_machine
+from core.draw import Sampling
+from core.files import read_existing, read_jsonl, write_jsonl
+from core.statistics import crossed_interval, mean
+from experiments.ablations import DOCS, inherit
+from experiments.seeds import ROOT, markdown_table
+from measure.truth import true_score
+from sample import load_writer, respond
+from worlds.open_world import open_world
+from worlds.world import Exam
+
+PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
+ROWS = {  # row -> command, rounds, and the last stage that it shares with the loop
+    "loop": ("train.py", 3, None),
+    "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
+    "random pairs": ("experiments/variants.py random-judge", 1, "answers"),
+    "shortest": ("experiments/variants.py shortest", 1, "answers"),
+    "longest": ("experiments/variants.py longest", 1, "answers"),
+    "SFT on own answers": ("experiments/variants.py own-answers", 1, "answers"),
+    "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
+    "contrast": ("train.py --judge contrast", 1, "answers"),
+    "confident half": ("experiments/variants.py confident-half", 1, "verdicts"),
+    "DICE": ("experiments/variants.py dice", 1, "answers"),
+    "rejected from M_1": ("experiments/variants.py temporal", 3, "verdicts"),
+}
+MODELS = range(1, 5)
+COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
+Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
+Answers = dict[str, dict[int, Models]]  # row -> seed -> models
+
+
+def run_of(row: str, seed: int) -> Path:
+    """The run directory of a row."""
+    return Path(f"runs/ck-{row.replace(' ', '-').replace('_', '')}-s{seed}")
+
+
+# ---- pieces of work ----
+
+
+def make_run(args: argparse.Namespace, row: str, seed: int, rounds: int) -> None:
+    """One row on one seed, up to M_{rounds+1}. Raises SystemExit where it fails."""
+    command, _, last = ROWS[row]
+    run = run_of(row, seed)
+    # 1) what the row shares with the loop of its seed
+    inherit(run, run_of("loop", seed), last)
+    # 2) the command, as a person would type it
+    files = ["--model", args.model, "--ift", args.ift]
+    if args.ranked:
+        files += ["--ranked", args.ranked]
+    settings = ["--world", "checked", "--run", run.name, "--seed", str(seed)]
+    words = [*command.split(), *settings, "--iters", str(rounds), *files, *args.extra]
+    print("$ python", *words, flush=True)
+    # 3) a process of its own
+    done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]])
+    if done.returncode:
+        sys.exit(f"{run} failed with code {done.returncode}")
+
+
+def examine_more(args: argparse.Namespace, exam: Exam, row: str, seed: int, t: int) -> None:
+    """The answers of M_t to the prompts of the exam that its own run left out."""
+    run = run_of(row, seed)
+    path = run / f"exam/more-M{t}.jsonl"
+    if path.exists() or not (run / f"exam/M{t}.jsonl").exists():
+        return
+    # 1) as the run itself held its exam
+    checked = settings_of("checked")
+    prompts = exam.prompts[checked["exam"] :]
+    sampling = Sampling(
+        checked["max_new_tokens"], checked["temperature"], checked["top_p"], n=checked["exam_n"]
+    )
+    writer = load_writer(str(run / f"M{t}"), pick_device("auto"))
+    answers = respond(writer, prompts, sampling, key=f"{seed} exam more")
+    # 2) rows like those of the run's exam, numbered on from them
+    rows = []
+    for y in answers:
+        row_of_answer = y.row()
+        row_of_answer["id"] = y.id + checked["exam"]
+        row_of_answer["prompt"] = y.prompt
+        row_of_answer["true_score"] = true_score(exam, y)
+        rows.append(row_of_answer)
+    write_jsonl(path, rows)
+
+
+def work(args: argparse.Namespace, exam: Exam) -> None:
+    """Every piece that is missing, in the order in which a reader would want them."""
+    stop = time.time() + 60 * args.minutes
+    for row, seed, rounds in pieces_of_work(args):
+        if time.time() > stop:
+            print(f"{args.minutes} minutes are over; the same command goes on.")
+            return
+        # 1) the run, up to its own exam of the last model
+        if not (run_of(row, seed) / f"exam/M{rounds + 1}.jsonl").exists():
+            make_run(args, row, seed, rounds)
+        # 2) the rest of the exam
+        for t in (rounds, rounds + 1):
+            if row == "loop" or t > 1:  # M_1 is the loop's
+                examine_more(args, exam, row, seed, t)
+
+
+def pieces_of_work(args: argparse.Namespace) -> list[tuple[str, int, int]]:
+    """(row, seed, rounds): first one round of everything, then the second and the third."""
+    pieces = []
+    for rounds in (1, 2, 3):
+        for seed in range(args.seeds):
+            for row in args.rows:
+                _, most, _ = ROWS[row]
+                if rounds <= most:
+                    pieces.append((row, seed, rounds))
+    return pieces
+
+
+# ---- figures ----
+
+
+def collect(args: argparse.Namespace) -> Answers:
+    """All answers of the exam; models whose exam is not complete are left out."""
+    answers: Answers = {}
+    for row in args.rows:
+        for seed in range(args.seeds):
+            models = {}
+            for t in MODELS:
+                source = run_of("loop" if t == 1 else row, seed)
+                more = read_existing(source / f"exam/more-M{t}.jsonl")
+                if more:
+                    first = read_jsonl(source / f"exam/M{t}.jsonl")
+                    models[t] = grouped(first + more)
+            if len(models) > 1:
+                answers.setdefault(row, {})[seed] = models
+    return answers
+
+
+def grouped(rows: Sequence[dict]) -> list[list[dict]]:
+    """The answers to each prompt, together."""
+    groups: dict[int, list[dict]] = defaultdict(list)
+    for row in rows:
+        groups[row["id"]].append(row)
+    return list(groups.values())
+
+
+def last_of(models: Models) -> int:
+    """The t of the last model."""
+    return max(models)
+
+
+def share_kept(groups: Sequence[Sequence[dict]]) -> list[float]:
+    """For each prompt the share of its answers that keep every requirement."""
+    shares = []
+    for group in groups:
+        shares.append(mean(answer["true_score"] == 5 for answer in group))
+    return shares
+
+
+def gain_by_prompt(later: list[list[dict]], earlier: list[list[dict]]) -> list[float]:
+    """How much larger the share of each prompt is in the first of two models."""
+    gains = []
+    for after, before in zip(share_kept(later), share_kept(earlier), strict=True):
+        gains.append(after - before)
+    return gains
+
+
+def mean_length(groups: Sequence[Sequence[dict]]) -> float:
+    """Tokens an answer."""
+    return mean(len(answer["tokens"]) for group in groups for answer in group)
+
+
+def figure_cell(of_seeds: Sequence[list[float]]) -> str:
+    """Mean, in per cent, with its 95 % interval over seeds and prompts; "-" for no seed."""
+    if not of_seeds:
+        return "-"
+    average = mean(mean(values) for values in of_seeds)
+    low, high = crossed_interval(of_seeds)
+    return f"{100 * average:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+# ---- tables ----
+
+
+def result_table(answers: Answers) -> str:
+    """Each row: perfect answers of M_1 .. M_4, the gain since M_1, and the length."""
+    lines = []
+    for row, seeds in answers.items():
+        cells = [row, str(len(seeds))]
+        for t in MODELS:
+            of_seeds = [share_kept(models[t]) for models in seeds.values() if t in models]
+            cells.append(figure_cell(of_seeds))
+        gains = []
+        lengths = []
+        for models in seeds.values():
+            last = models[last_of(models)]
+            gains.append(gain_by_prompt(last, models[1]))
+            lengths.append((mean_length(models[1]), mean_length(last)))
+        first = mean(before for before, _ in lengths)
+        final = mean(after for _, after in lengths)
+        lines.append([*cells, figure_cell(gains), f"{first:.0f} > {final:.0f}"])
+    head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain of the last", "tokens"]
+    return markdown_table(head, lines)
+
+
+def against_loop(answers: Answers) -> str:
+    """The loop minus each control, after as many rounds as both have."""
+    lines = []
+    loop = answers.get("loop", {})
+    for row, seeds in answers.items():
+        by_model = defaultdict(list)
+        for seed in seeds.keys() & loop.keys() if row != "loop" else ():
+            t = min(last_of(seeds[seed]), last_of(loop[seed]))
+            gains = gain_by_prompt(loop[seed][t], seeds[seed][t])
+            by_model[t].append(gains)
+        for t, differences in by_model.items():
+            lines.append([row, f"M{t}", str(len(differences)), figure_cell(differences)])
+    return markdown_table(["the loop minus", "model", "seeds", "points"], lines)
+
+
+def kinds_table(answers: Answers, exam: Exam) -> str:
+    """Share of the answers that keep a kind of requirement, in the first and the last model."""
+    columns = {}
+    for row, seeds in answers.items():
+        last = min(map(last_of, seeds.values()))
+        for t in [1, last] if row == "loop" else [last]:
+            of_model = [models[t] for models in seeds.values()]
+            columns[f"{row} M{t}"] = by_kind(of_model, exam)
+    kinds = {kind for column in columns.values() for kind in column}
+    lines = []
+    for kind in sorted(kinds, key=lambda name: (name in exam.unseen, name)):
+        mark = " (never trained on)" if kind in exam.unseen else ""
+        cells = [f"{100 * column[kind]:.0f}" for column in columns.values()]
+        lines.append([kind + mark, *cells])
+    return markdown_table(["kept, %", *columns], lines)
+
+
+def by_kind(of_seeds: Sequence[list[list[dict]]], exam: Exam) -> dict[str, float]:
+    """Kind -> the share of the answers of all seeds that keep it."""
+    answers = [answer for groups in of_seeds for group in groups for answer in group]
+    kept = defaultdict(list)
+    for answer in answers:
+        checks = exam.checks(answer["prompt"], answer["response"])
+        for kind, is_kept in checks.items():
+            kept[kind].append(is_kept and answer["finished"])
+    return {kind: mean(values) for kind, values in kept.items()}
+
+
+# ---- files ----
+
+
+def result_figure(answers: Answers) -> str:
+    """An SVG: perfect answers over the models, the loop in colour and the controls in grey."""
+    parts = ["<style>text{font:12px system-ui,sans-serif;fill:#767676}</style>"]
+    # 1) the grid
+    for tick in range(0, 101, 20):
+        y = height_of(tick / 100)
+        parts.append(f'<path d="M40 {y}H440" stroke="#8884"/>')
+        parts.append(f'<text x="8" y="{y + 4}">{tick}</text>')
+    for t in MODELS:
+        parts.append(f'<text x="{place_of(t) - 8}" y="270">M{t}</text>')
+    # 2) a line for each row
+    for row, seeds in answers.items():
+        colour = COLOURS.get(row, "#999")
+        points = []
+        for t in MODELS:
+            shares = [mean(share_kept(models[t])) for models in seeds.values() if t in models]
+            if shares:
+                points.append((place_of(t), height_of(mean(shares))))
+        path = " ".join(f"{x},{y}" for x, y in points)
+        x, y = points[-1]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<text x="{x + 6}" y="{y + 4}" style="fill:{colour}">{escape(row)}</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 280">'
+    return head + "".join(parts) + "</svg>\n"
+
+
+def place_of(t: int) -> int:
+    """Where a model stands from left to right, in pixels."""
+    return 60 + 120 * (t - 1)
+
+
+def height_of(share: float) -> float:
+    """Where a share from 0 to 1 stands from top to bottom, in pixels."""
+    return round(250 - 220 * share, 1)
+
+
+def write_results(answers: Answers, exam: Exam) -> None:
+    """checked.md, .json and .svg in docs/, and every answer in runs/."""
+    tables = [result_table(answers), against_loop(answers), kinds_table(answers, exam)]
+    introduction = (
+        "# The checked world: all figures\n\n"
+        f"{PROMPTS} held-out prompts, 4 answers each: the share of the answers that keep every "
+        "requirement, with 95 % intervals over seeds and prompts (bootstrap). "
+        "[real-model.md](real-model.md#the-checked-world-measured) has the command and says what "
+        "follows from it.\n\n"
+    )
+    (DOCS / "checked.md").write_text(introduction + "\n\n".join(tables) + "\n")
+    (DOCS / "checked.svg").write_text(result_figure(answers))
+    record: dict = defaultdict(dict)
+    with gzip.open("runs/checked-answers.jsonl.gz", "wt", encoding="utf-8") as file:
+        for row, seeds in answers.items():
+            for seed, models in seeds.items():
+                shares = {f"M{t}": mean(share_kept(groups)) for t, groups in models.items()}
+                record[row][f"seed {seed}"] = shares
+                write_answers_of(file, models, {"row": row, "seed": seed})
+    (DOCS / "checked.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def write_answers_of(file: TextIO, models: Models, place: dict) -> None:
+    """One line an answer. `place` names its row and its seed."""
+    for t, groups in models.items():
+        for group in groups:
+            for answer in group:
+                line = place | {"model": f"M{t}"} | answer
+                file.write(json.dumps(line) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--model", required=True, help="a Hugging Face directory")
+    parser.add_argument("--ift", required=True, help="instructions of people, with answers")
+    parser.add_argument("--ranked", help="ranked answers: more instructions, and a test of judges")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. N-1 [%(default)s]")
+    parser.add_argument("--minutes", type=float, default=1e9, help="start no piece after these")
+    parser.add_argument("--only", help="rows, separated by ';' [all]")
+    parser.add_argument("extra", nargs="*", help="after --: more settings of train.py")
+    args = parser.parse_args()
+    args.rows = args.only.split(";") if args.only else list(ROWS)
+    prepare_machine()
+    settings = settings_of("checked")
+    settings |= {"world": "checked", "ift": args.ift, "ranked": args.ranked, "exam": PROMPTS}
+    exam = open_world(Config(**settings), toy=False).exam
+    work(args, exam)
+    answers = collect(args)
+    if answers:
+        write_results(answers, exam)
+        print(result_table(answers), against_loop(answers), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
