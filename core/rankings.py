@@ -189,8 +189,10 @@ def figures_text(report: dict) -> str:
     for name, key in PRINTED.items():
         value = report[key]
         parts.append(f"{name} none" if value is None else f"{name} {value:.3f}")
+    # the first figure has an interval
     low, high = report["judge_interval"]
     parts[0] += f" ({low:.3f} to {high:.3f})"
+    # who judged what
     head = f"{report['judge']}: {report['groups']} groups, {report['seconds']:.1f} s"
     lines = [" | ".join([head, *parts])]
     for kind, counts in report.get("kinds", {}).items():

@@ -37,19 +37,25 @@ from worlds.open_world import open_world
 from worlds.world import Exam
 
 PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
-ROWS = {  # row -> command, rounds, and the last stage that it shares with the loop
+# row -> command, most rounds, and the last stage that it shares with the loop
+LOOPS = {
     "loop": ("train.py", 3, None),
     "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
-    "random pairs": ("experiments/variants.py random-judge", 1, "answers"),
-    "shortest": ("experiments/variants.py shortest", 1, "answers"),
+    "contrast": ("train.py --judge contrast", 3, "answers"),
+}
+CONTROLS = {
+    "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
+    "shortest": ("experiments/variants.py shortest", 3, "answers"),
     "longest": ("experiments/variants.py longest", 1, "answers"),
     "SFT on own answers": ("experiments/variants.py own-answers", 1, "answers"),
     "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
-    "contrast": ("train.py --judge contrast", 1, "answers"),
+}
+PAPERS = {
     "confident half": ("experiments/variants.py confident-half", 1, "verdicts"),
     "DICE": ("experiments/variants.py dice", 1, "answers"),
-    "rejected from M_1": ("experiments/variants.py temporal", 3, "verdicts"),
+    "rejected from M_1": ("experiments/variants.py temporal", 1, "verdicts"),
 }
+ROWS = LOOPS | CONTROLS | PAPERS
 MODELS = range(1, 5)
 COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
 Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
@@ -216,9 +222,12 @@ def result_table(answers: Answers) -> str:
             last = models[last_of(models)]
             gains.append(gain_by_prompt(last, models[1]))
             lengths.append((mean_length(models[1]), mean_length(last)))
+        cells.append(figure_cell(gains))
+        # the mean length of the first and of the last model
         first = mean(before for before, _ in lengths)
         final = mean(after for _, after in lengths)
-        lines.append([*cells, figure_cell(gains), f"{first:.0f} > {final:.0f}"])
+        cells.append(f"{first:.0f} > {final:.0f}")
+        lines.append(cells)
     head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain of the last", "tokens"]
     return markdown_table(head, lines)
 
@@ -246,12 +255,17 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
         for t in [1, last] if row == "loop" else [last]:
             of_model = [models[t] for models in seeds.values()]
             columns[f"{row} M{t}"] = by_kind(of_model, exam)
-    kinds = {kind for column in columns.values() for kind in column}
+    kinds = set()
+    for column in columns.values():
+        kinds |= column.keys()
     lines = []
+    # those that training never sees come last
     for kind in sorted(kinds, key=lambda name: (name in exam.unseen, name)):
-        mark = " (never trained on)" if kind in exam.unseen else ""
+        title = kind
+        if kind in exam.unseen:
+            title += " (never trained on)"
         cells = [f"{100 * column[kind]:.0f}" for column in columns.values()]
-        lines.append([kind + mark, *cells])
+        lines.append([title, *cells])
     return markdown_table(["kept, %", *columns], lines)
 
 
@@ -263,7 +277,10 @@ def by_kind(of_seeds: Sequence[list[list[dict]]], exam: Exam) -> dict[str, float
         checks = exam.checks(answer["prompt"], answer["response"])
         for kind, is_kept in checks.items():
             kept[kind].append(is_kept and answer["finished"])
-    return {kind: mean(values) for kind, values in kept.items()}
+    shares = {}
+    for kind, values in kept.items():
+        shares[kind] = mean(values)
+    return shares
 
 
 # ---- files ----
@@ -284,9 +301,11 @@ def result_figure(answers: Answers) -> str:
         colour = COLOURS.get(row, "#999")
         points = []
         for t in MODELS:
-            shares = [mean(share_kept(models[t])) for models in seeds.values() if t in models]
+            of_seeds = [share_kept(models[t]) for models in seeds.values() if t in models]
+            shares = [mean(values) for values in of_seeds]
             if shares:
-                points.append((place_of(t), height_of(mean(shares))))
+                y = height_of(mean(shares))
+                points.append((place_of(t), y))
         path = " ".join(f"{x},{y}" for x, y in points)
         x, y = points[-1]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
@@ -321,7 +340,9 @@ def write_results(answers: Answers, exam: Exam) -> None:
     with gzip.open("runs/checked-answers.jsonl.gz", "wt", encoding="utf-8") as file:
         for row, seeds in answers.items():
             for seed, models in seeds.items():
-                shares = {f"M{t}": mean(share_kept(groups)) for t, groups in models.items()}
+                shares = {}
+                for t, groups in models.items():
+                    shares[f"M{t}"] = mean(share_kept(groups))
                 record[row][f"seed {seed}"] = shares
                 write_answers_of(file, models, {"row": row, "seed": seed})
     (DOCS / "checked.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -100,11 +100,18 @@ def checklist_by_hand(model: GPT, chat: Chat, answer: Candidate) -> tuple[float 
     return (5 * sum(shares) / len(shares) if readable else None), shares
 
 
+class YesAndNo(GPT):
+    """A GPT that says yes or no more often than not."""
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().logits(hidden)
+        logits[..., self.likely] += 5.2
+        return logits
+
+
 def yes_and_no_gpt(chat: Chat, *, tied: bool = False) -> GPT:
-    """A model that says yes or no now and then, as its next-token weights for both are large."""
-    model = tiny_gpt(seed=2, tie_word_embeddings=tied)
-    with torch.no_grad():
-        model.head[[chat.tokenizer.token_to_id(letter) for letter in "yn"]] *= 4
+    model = tiny_gpt(YesAndNo, seed=7, tie_word_embeddings=tied)
+    model.likely = [chat.tokenizer.token_to_id(letter) for letter in "yn"]
     return model
 
 
@@ -127,7 +134,8 @@ def test_checklist_by_brute_force(chat, batches, packed):
     for count in (1, 3):
         readable = [row["score"] is not None for row in rows if len(row["yes"]) == count]
         assert 0 < sum(readable) < len(readable), "the test wants readable and unreadable ones"
-    assert len({row["score"] for row in rows}) > 6
+    parts = [row["yes"] for row in rows if len(row["yes"]) == 3]
+    assert all(max(part) - min(part) > 0.01 for part in parts), "other questions, other answers"
 
 
 def test_checklist_with_a_tied_head(chat):
@@ -613,11 +621,12 @@ def test_every_judge_on_one_answer(model_folder, how):
 
 def test_the_question_of_a_file(model_folder, cwd):
     """Guards against: --rubric that the checklist does not ask."""
+    save(tiny_gpt(max_position_embeddings=2048), model_folder)  # no leaning: every word matters
     (cwd / "question.txt").write_text("{prompt}{response}?")
     asked = ("--prompt", "Use no commas.", "--response", "So.", "--judge", "checklist", "--json")
     args = ("judge.py", "--model", model_folder, *asked)
     yes = json.loads(command(*args).out)["verdicts"][0]["yes"]
     mine = json.loads(command(*args, "--rubric", cwd / "question.txt").out)["verdicts"][0]["yes"]
-    assert yes != mine
+    assert abs(yes[0] - mine[0]) > 0.01
     (cwd / "question.txt").write_text("Well?")
     assert_refused(command(*args, "--rubric", cwd / "question.txt"), "question.txt")

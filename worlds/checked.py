@@ -205,7 +205,7 @@ def checked_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     prompts = prompts_of(examples)
     exam = Exam(
         exam_prompts(prompts_of(held_out), config.exam),
-        split_off_exam(ranked)[1][: config.exam],
+        [],  # ranked answers have no requirements: judge.py --file measures them
         checked_truth,
         check_answer,
         [kind.name for kind in UNSEEN],

@@ -1,0 +1,140 @@
+"""experiments/checked.py: pieces of work, tables and files, from made-up exams."""
+
+import argparse
+import gzip
+import json
+
+import pytest
+
+from core.files import write_jsonl
+from experiments import checked
+from worlds.checked import check_answer, checked_truth
+from worlds.world import Exam
+
+PROMPTS = [
+    "Say something.\n\nRequirements:\n- Use no commas.",
+    "Say more.\n\nRequirements:\n- Use no commas.\n- End with a hashtag such as #topic.",
+]
+EXAM = Exam(PROMPTS, [], checked_truth, check_answer, unseen=["hashtag"])
+ROWS = ["loop", "random pairs"]
+
+
+def answer(id: int, response: str, finished: bool = True) -> dict:
+    truth = checked_truth(PROMPTS[id], response) if finished else 0
+    tokens = [1] * len(response.split())
+    return {
+        "id": id,
+        "prompt": PROMPTS[id],
+        "response": response,
+        "finished": finished,
+        "tokens": tokens,
+        "true_score": truth,
+    }
+
+
+def write_exam(row: str, seed: int, t: int, first: list[dict], more: list[dict]) -> None:
+    folder = checked.run_of(row, seed) / "exam"
+    write_jsonl(folder / f"M{t}.jsonl", first)
+    if more:
+        write_jsonl(folder / f"more-M{t}.jsonl", more)
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """The loop goes from 1 of 4 to 4 of 4 answers in two seeds; random pairs stay at 2 of 4."""
+    monkeypatch.chdir(tmp_path)
+    for seed in (0, 1):
+        bad = [answer(0, "a, b"), answer(0, "a b c d")]
+        write_exam("loop", seed, 1, bad, [answer(1, "a #b", finished=False), answer(1, "a, b")])
+        good = [answer(0, "a b"), answer(0, "c d")]
+        write_exam("loop", seed, 2, good, [answer(1, "a #b"), answer(1, "c #d")])
+        half = [answer(1, "a #b"), answer(1, "a, b")]
+        write_exam("random pairs", seed, 2, [answer(0, "a b"), answer(0, "a, b")], half)
+        write_exam("random pairs", seed, 3, good, [])  # a part of the exam is missing
+    return argparse.Namespace(rows=ROWS, seeds=2, minutes=60)
+
+
+def cells(table: str, row: str) -> list[str]:
+    (line,) = [line for line in table.splitlines() if line.startswith(f"| {row} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_tables(runs):
+    """Guards against: a gain over another model, a control without its M_1, a wrong interval."""
+    answers = checked.collect(runs)
+    assert {row: sorted(seeds[0]) for row, seeds in answers.items()} == {
+        "loop": [1, 2],
+        "random pairs": [1, 2],
+    }
+    table = checked.result_table(answers)
+    assert cells(table, "loop")[1:5] == [
+        "2",
+        "25.0 (0.0 to 50.0)",
+        "100.0 (100.0 to 100.0)",
+        "-",
+    ]
+    assert cells(table, "loop")[6] == "75.0 (50.0 to 100.0)"
+    assert cells(table, "random pairs")[6].startswith("25.0 (")
+    against = checked.against_loop(answers)
+    assert cells(against, "random pairs") == ["random pairs", "M2", "2", "50.0 (50.0 to 50.0)"]
+
+
+def test_kinds(runs):
+    """Guards against: an answer that never ended and keeps a requirement all the same."""
+    table = checked.kinds_table(checked.collect(runs), EXAM)
+    assert table.splitlines()[0] == "| kept, % | loop M1 | loop M2 | random pairs M2 |"
+    assert cells(table, "no commas") == ["no commas", "25", "100", "50"]
+    assert cells(table, "hashtag (never trained on)")[1:] == ["0", "100", "50"]
+
+
+def test_files(runs, tmp_path, monkeypatch):
+    """Guards against: a table without the answers behind it."""
+    monkeypatch.setattr(checked, "DOCS", tmp_path)
+    checked.write_results(checked.collect(runs), EXAM)
+    record = json.loads((tmp_path / "checked.json").read_text())
+    assert record["loop"]["seed 1"] == {"M1": 0.25, "M2": 1.0}
+    with gzip.open("runs/checked-answers.jsonl.gz", "rt") as file:
+        lines = [json.loads(line) for line in file]
+    assert len(lines) == 2 * 4 * 4  # seeds, models of both rows, answers
+    assert lines[0]["row"] == "loop" and lines[0]["model"] == "M1" and lines[0]["response"]
+    assert (tmp_path / "checked.svg").read_text().count("<polyline") == 2
+    assert "25.0 (0.0 to 50.0)" in (tmp_path / "checked.md").read_text()
+
+
+def test_pieces_in_order(runs):
+    """Guards against: the third round of one row before the first of another."""
+    runs.rows = ["loop", "longest"]  # three rounds, and one
+    assert checked.pieces_of_work(runs) == [
+        ("loop", 0, 1),
+        ("longest", 0, 1),
+        ("loop", 1, 1),
+        ("longest", 1, 1),
+        ("loop", 0, 2),
+        ("loop", 1, 2),
+        ("loop", 0, 3),
+        ("loop", 1, 3),
+    ]
+
+
+def test_what_is_there_is_not_made_again(runs, monkeypatch, capsys):
+    """Guards against: hours of work done twice, and a piece that starts after the time is over."""
+    made = []
+    monkeypatch.setattr(checked, "make_run", lambda args, *piece: made.append(piece))
+    monkeypatch.setattr(checked, "examine_more", lambda args, exam, *piece: None)
+    checked.work(runs, EXAM)
+    assert ("loop", 0, 1) not in made and ("loop", 0, 2) in made and ("random pairs", 1, 3) in made
+    made.clear()
+    runs.minutes = -1
+    checked.work(runs, EXAM)
+    assert made == [] and "the same command goes on" in capsys.readouterr().out
+
+
+def test_every_row_has_a_command():
+    """Guards against: a row that fails after hours because its variant was renamed."""
+    from experiments.variants import VARIANTS
+
+    for command, rounds, _ in checked.ROWS.values():
+        program, *words = command.split()
+        assert 1 <= rounds <= 3 and (checked.ROOT / program).exists()
+        if program.endswith("variants.py"):
+            assert words[0] in VARIANTS
