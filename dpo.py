@@ -15,7 +15,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -313,13 +313,14 @@ def dpo(
     lengths = [row_length(pair) for pair in pairs]
     rng = random.Random(f"replay {recipe.seed}")
     steps = []
-    for step in plan(len(pairs), recipe):
+    for step in plan(len(pairs), replace(recipe, block=1)):
         batches = micro_batches(step, lengths, recipe.tokens)
         passes = [Pass(partial(loss_of, batch), batch, 1 / len(step)) for batch in batches]
         if objective.replay and objective.replay_size:
             blocks = blocks_of(len(objective.replay), recipe.block)
-            size = min(objective.replay_size // recipe.block, len(blocks))
+            size = min(math.ceil(objective.replay_size / recipe.block), len(blocks))
             drawn = [number for block in rng.sample(blocks, size) for number in block]
+            drawn = drawn[: objective.replay_size]
             passes += sft_passes(model, objective.replay, drawn, recipe)
         steps.append(passes)
     return fit(model, steps, recipe, name="dpo")

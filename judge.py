@@ -24,7 +24,7 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import groupby, permutations
 from pathlib import Path
 
 import torch
@@ -272,15 +272,19 @@ def contrast_scores(
 
 @torch.inference_mode()
 def response_logps(writer: Writer, examples: Sequence[Example], label: str | None) -> Tensor:
-    """log p(response | prompt) of each example: (E,)."""
-    logps = torch.zeros(len(examples))
-    lengths = [row_length([example]) for example in examples]
-    writer.work.prompts += len(examples)
+    """log p(response | prompt) of each example: (E,). Neighbours with one prompt share a row."""
+    groups = [list(group) for _, group in groupby(examples, key=lambda one: one.prompt)]
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
+    lengths = [row_length(group) for group in groups]
+    writer.work.prompts += len(groups)
     writer.work.read += sum(lengths)
-    batches = micro_batches(range(len(examples)), lengths, READ_AT_ONCE)
+    batches = micro_batches(range(len(groups)), lengths, READ_AT_ONCE)
     for batch in progress_bar(label, batches):
-        logps[batch] = sequence_logps(writer.model, [[examples[i]] for i in batch]).cpu()
-    return logps
+        rows = [groups[i] for i in batch]
+        logps = sequence_logps(writer.model, rows).cpu()
+        for i, of_group in zip(batch, logps.split([len(row) for row in rows]), strict=True):
+            found[i] = of_group
+    return torch.cat([*found, torch.empty(0)])  # also where there is no example
 
 
 def alternatives(chat: Chat, texts: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -365,7 +369,8 @@ def judge_one(args: argparse.Namespace, writer: Writer, judging: Judging) -> dic
     for verdict in verdicts:
         for key in ("id", "sample", "vote"):
             del verdict[key]
-    return {"reward": mean(verdict["score"] for verdict in verdicts), "verdicts": verdicts}
+    reward = mean(verdict["score"] for verdict in verdicts)
+    return {"judge": judging.how, "reward": reward, "verdicts": verdicts}
 
 
 def judge_file(
@@ -390,6 +395,7 @@ def judge_all(args: argparse.Namespace, writer: Writer, judgings: list[Judging])
     reports = [judge_file(args, writer, groups, judging) for judging in judgings]
     if len(reports) > 1:
         figures = ranked_figures(text_lengths(groups), groups)
+        figures["judge_best5"] = None  # a length is no score
         reports.append({"judge": "longer", "judge_parse_rate": 1.0, "seconds": 0.0} | figures)
     return reports
 
@@ -397,7 +403,7 @@ def judge_all(args: argparse.Namespace, writer: Writer, judgings: list[Judging])
 def print_verdicts(report: dict) -> None:
     for vote, verdict in enumerate(report["verdicts"], 1):
         number = "unreadable" if verdict["score"] is None else verdict["score"]
-        print(f"--- verdict {vote}, score {number}")
+        print(f"--- {report['judge']}, verdict {vote}, score {number}")
         if "digits" in verdict:
             print("probabilities of 0 to 5:", *verdict["digits"])
         elif "yes" in verdict:

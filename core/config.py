@@ -104,6 +104,8 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_setting(f, getattr(self, f.name))
+        if self.near is not None and not self.near <= 1:  # not a number is refused too
+            raise UserError(f"--near must be at most 1, not {self.near}.")
 
     def most_eft(self) -> int:
         """The most judge examples."""

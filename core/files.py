@@ -77,6 +77,9 @@ def read_ranked(path: str | Path) -> list[dict]:
         are_texts = all(isinstance(text, str) for text in [group["prompt"], *texts])
         if not are_texts or not all(isinstance(rank, int | float) for rank in ranks):
             raise UserError(f"{place}: 'prompt' and 'responses' must be texts and 'ranks' numbers.")
+        kinds = group.get("kinds")
+        if kinds is not None and len(kinds) != len(texts):
+            raise UserError(f"{place}: 'kinds' must be a list as long as 'responses'.")
         groups.append(group)
     return groups
 

@@ -6,6 +6,7 @@ In: settings.  Out: a Recipe, the rows of each step, and the learning rate of ea
 import math
 import random
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
@@ -43,7 +44,9 @@ def plan(count: int, recipe: Recipe) -> list[list[int]]:
 
 
 def blocks_of(count: int, size: int) -> list[range]:
-    return [range(i, min(i + size, count)) for i in range(0, count, size)]
+    """Rows cut into blocks from the end, where the judge examples stand; the first may be short."""
+    borders = [0, *range(count % size or size, count + 1, size)]
+    return [range(start, end) for start, end in pairwise(borders)]
 
 
 def rate(step: int, steps: int, recipe: Recipe) -> float:

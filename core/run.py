@@ -89,7 +89,8 @@ def check_record(folder: Path, config: Config, variant: str | None) -> None:
     record = read_json(folder / "config.json")
     if not record:
         return
-    before = record["settings"] | {"variant": record.get("variant")}
+    # a setting that is newer than the run had its default
+    before = asdict(Config()) | record["settings"] | {"variant": record.get("variant")}
     now = asdict(config) | {"variant": variant}
     names = {*before, *now} - MAY_CHANGE
     changed = sorted(name for name in names if before.get(name) != now.get(name))

@@ -262,7 +262,8 @@ class RandomJudge(Loop):
 
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         rng = Random(key)
-        return [verdict_row(y, 0, "") | {"score": self.merit(y, rng)} for y in answers]
+        finished = [y for y in answers if y.finished]
+        return [verdict_row(y, 0, "") | {"score": self.merit(y, rng)} for y in finished]
 
     def merit(self, answer: Candidate, rng: Random) -> float:
         return 5 * rng.random()
@@ -304,7 +305,8 @@ class ByPrompt(RandomJudge):
         self.rejected = {}
         for row in rows:
             candidate = Candidate(prompt=prompts[row["id"]], **row)
-            self.rejected[row["id"]] = replace(candidate, reward=-1.0)  # below every merit
+            # a number that no other answer has, and a reward below every merit
+            self.rejected[row["id"]] = replace(candidate, sample=self.config.n, reward=-1.0)
         return super().answer(writer, prompts, t)
 
     def write_bare(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
@@ -314,7 +316,7 @@ class ByPrompt(RandomJudge):
 
     def choose(self, group: list[Candidate]) -> Pair | None:
         rejected = self.rejected[group[0].id]
-        finished = [y for y in group if y.finished]
+        finished = [y for y in group if y.finished and y.response != rejected.response]
         if not (finished and rejected.finished):
             return None
         return Pair(max(finished, key=lambda y: y.reward), rejected)
@@ -340,9 +342,9 @@ class Temporal(Loop):
         n = self.config.n
         current = [y for y in group if y.sample < n and y.reward is not None]
         old = [y for y in group if y.sample >= n and y.reward is not None]
-        if not old:  # M_1 itself
+        if all(y.sample < n for y in group):  # M_1 itself has no past
             return super().choose(group)
-        if not current:
+        if not (current and old):
             return None
         chosen = max(current, key=lambda y: y.reward)
         rejected = min(old, key=lambda y: y.reward)
@@ -377,8 +379,15 @@ class ConfidentHalf(Loop):
 
     def select(self, scored: list[Candidate], t: int) -> Selection:
         selection = super().select(scored, t)
-        pairs = sorted(selection.pairs, key=Pair.gap, reverse=True)
-        return selection._replace(pairs=pairs[: max(1, len(pairs) // 2)])
+        return selection._replace(pairs=confident(selection.pairs))
+
+    def pair_rows(self, pairs: list[Pair], note: str) -> list[dict]:
+        return super().pair_rows(confident(pairs), note)
+
+
+def confident(pairs: list[Pair]) -> list[Pair]:
+    ordered = sorted(pairs, key=Pair.gap, reverse=True)
+    return ordered[: max(1, len(pairs) // 2)]
 
 
 PAPERS: dict[str, type[Loop]] = {

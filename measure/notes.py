@@ -45,9 +45,9 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
     finished = sum(y.finished for y in answers)
     scores = Counter(y.id for y in answers if y.reward is not None)
     # A prompt needs two scores to give a pair. Where it has them and gives none, they are equal.
-    compared = sum(count > 1 for count in scores.values())
-    tied = compared - len(pairs)
-    too_few = len(groups) - compared
+    paired = {pair.chosen.id for pair in pairs}
+    tied = sum(count > 1 and number not in paired for number, count in scores.items())
+    too_few = len(groups) - len(pairs) - tied
     lengths = ""
     if pairs:
         longer = mean(pair.extra_length() for pair in pairs)

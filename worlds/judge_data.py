@@ -53,9 +53,10 @@ class Teacher:
 def make_judge_data(run: Run, world: World, config: Config, teacher: Teacher) -> list[dict]:
     """Ready judge examples, and those made from ranked answers; at most `config.most_eft()`."""
     limit = config.most_eft()
-    if not world.groups:
-        run.note(f"{len(world.eft)} judge examples")
-        return world.eft
+    if not world.groups or config.judge in ("checklist", "contrast"):
+        # ranks say nothing about requirements, and the contrast learns from no verdict
+        run.note(f"{len(world.eft[:limit])} judge examples")
+        return world.eft[:limit]
     style, reason = judge_data_style(world.groups, config, teacher)
     if style == "verdict":
         groups = world.groups[:limit]
