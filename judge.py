@@ -63,6 +63,7 @@ Answer:
 {response}
 
 Review:"""  # noqa: E501
+SOFTNESS = 10.0  # of --judge contrast: without it nearly all scores would be 0 or 5
 # For --judge checklist. {prompt} is one requirement. The text comes first: its questions share it.
 QUESTION = """{response}
 
@@ -247,26 +248,23 @@ def group_probs(
 def contrast_scores(
     writer: Writer, judged: Sequence[Candidate], judging: Judging, label: str | None
 ) -> list[dict]:
-    """One {"score", "ratio"} per answer: 5 x sigmoid(ratio), where the ratio a token is
-    [log p(y | instruction and requirements) - log p(y | instruction)] / |y|.
+    """One {"score", "ratio"} per answer: how much likelier the requirements make it, in nats:
+    ratio = log p(y | instruction and requirements) - log p(y | instruction).
 
-    For a prompt without a list: against no prompt at all.
+    The score is 5 x sigmoid(ratio / SOFTNESS). A prompt without a list stands against no prompt.
     """
     with_list = []
     without = []
     for y in judged:
         tokens = y.tokens or writer.chat.response(y.response) + [writer.chat.eos]
-        bare = instruction_of(y.prompt)
-        bare = "" if bare == y.prompt else bare
+        bare = instruction_of(y.prompt) if requirements_of(y.prompt) else ""
         with_list.append(Example(writer.chat.prompt(y.prompt), tokens))
         without.append(Example(writer.chat.prompt(bare), tokens))
-    sizes = torch.tensor([len(example.response) for example in without])
-    gain = response_logps(writer, with_list, label) - response_logps(writer, without, label)
-    ratios = gain / sizes  # (E,)
-    scores = 5 * torch.sigmoid(ratios)
+    ratios = response_logps(writer, with_list, label) - response_logps(writer, without, label)
+    scores = 5 * torch.sigmoid(ratios / SOFTNESS)  # (E,)
     rows = []
     for score, ratio in zip(scores.tolist(), ratios.tolist(), strict=True):
-        rows.append({"score": score, "ratio": round(ratio, 5)})
+        rows.append({"score": score, "ratio": round(ratio, 4)})
     return rows
 
 
@@ -409,7 +407,7 @@ def print_verdicts(report: dict) -> None:
         elif "yes" in verdict:
             print("p(yes) of each requirement:", *verdict["yes"])
         elif "ratio" in verdict:
-            print("log-likelihood ratio a token:", verdict["ratio"])
+            print("log-likelihood ratio, nats:", verdict["ratio"])
         else:
             print(verdict["text"])
     reward = "none" if report["reward"] is None else f"{report['reward']:.2f}"

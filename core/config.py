@@ -48,8 +48,8 @@ class Config:
     eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
     ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
     prompts: str | None = setting(None, "new prompts from this file; the model writes none")
-    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=400, least=0)
-    eft_limit: int | None = setting(None, "most EFT examples (default: seed-limit)", checked=4000)
+    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=800, least=0)
+    eft_limit: int | None = setting(None, "most EFT examples (default: seed-limit)", checked=0)
     exam: int = setting(
         32, "held-out prompts, and groups of ranked answers", toy=400, checked=64, least=1
     )
@@ -69,7 +69,7 @@ class Config:
     # It is M_t itself.
     rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response}")
     judge: str = setting(
-        "sampled", "how a score is read (docs/real-model.md)", checked="checklist", one_of=READINGS
+        "sampled", "how a score is read (docs/real-model.md)", checked="contrast", one_of=READINGS
     )
     k: int = setting(3, "verdicts on each answer; their mean is its reward", least=1)
     judge_temperature: float = setting(0.7, "of verdicts", least=0)
@@ -83,7 +83,7 @@ class Config:
 
     # ---- pairs and DPO ----
     near: float | None = setting(
-        None, "pairs with this share of the widest gap: the nearest in length", checked=0.5, least=0
+        None, "pairs with this share of the widest gap: the nearest in length", checked=0.7, least=0
     )
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
     nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=0.2, least=0)
@@ -91,7 +91,7 @@ class Config:
     dpo_lr: float | None = setting(None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=3e-5)
     batch_size: int = setting(16, "examples or pairs per step", toy=32, least=1)
     dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
-    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, checked=16, least=0)
+    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)
 
     # ---- sizes of the machine ----
     # They change speed and memory. They do not change the method.

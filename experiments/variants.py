@@ -196,6 +196,27 @@ def spread_of(votes: Sequence[dict]) -> tuple[float, dict, dict]:
     return distance(ordered[-1]) - distance(ordered[0]), ordered[0], ordered[-1]
 
 
+@dataclass
+class Separated(Loop):
+    """Only pairs whose votes do not overlap: every vote on chosen is above all those on rejected.
+
+    Where votes overlap, the difference of two means is mostly noise. With one vote nothing changes.
+    """
+
+    def choose(self, group: list[Candidate]) -> Pair | None:
+        pair = super().choose(group)
+        if pair is None:
+            return None
+        lowest = min(readable_votes(pair.chosen))
+        highest = max(readable_votes(pair.rejected))
+        return pair if lowest > highest else None
+
+
+def readable_votes(answer: Candidate) -> list[float]:
+    """The K scores of an answer, without verdicts that could not be read."""
+    return [vote for vote in answer.votes if vote is not None]
+
+
 # ---- other judges and writers ----
 
 
@@ -401,6 +422,7 @@ PAPERS: dict[str, type[Loop]] = {
     "temporal": Temporal,
     "dice": Dice,
     "confident-half": ConfidentHalf,
+    "separated": Separated,
 }
 CONTROLS: dict[str, type[Loop]] = {
     "fixed-judge": FixedJudge,

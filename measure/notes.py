@@ -44,19 +44,23 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
     answers = [y for group in groups for y in group]
     finished = sum(y.finished for y in answers)
     scores = Counter(y.id for y in answers if y.reward is not None)
-    # A prompt needs two scores to give a pair. Where it has them and gives none, they are equal.
+    # A prompt needs two scores to give a pair. Where it has them and gives none, they tie.
     paired = {pair.chosen.id for pair in pairs}
-    tied = sum(count > 1 and number not in paired for number, count in scores.items())
+    tied = 0
+    for number, count in scores.items():
+        if count > 1 and number not in paired:
+            tied += 1
     too_few = len(groups) - len(pairs) - tied
-    lengths = ""
-    if pairs:
-        longer = mean(pair.extra_length() for pair in pairs)
-        lengths = f"; chosen are {longer:+.1f} tokens longer"
-    return (
+    note = (
         f"{len(pairs)} from {len(groups)} prompts: "
         f"{tied} tied, {too_few} with fewer than two scores; "
-        f"of {len(answers)} answers {finished} finished, {scores.total()} scored{lengths}"
+        f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
     )
+    # What of a gain is length?
+    if pairs:
+        longer = mean(pair.extra_length() for pair in pairs)
+        note += f"; chosen are {longer:+.1f} tokens longer"
+    return note
 
 
 def sft_note(log: Sequence[dict], answers: int, verdicts: int) -> str:

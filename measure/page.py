@@ -255,9 +255,9 @@ def pair_answers(pair: dict, files: IterationFiles, rewards: dict) -> str:
         role = roles.get(answer["sample"], "")
         reward = figure_text(rewards.get((answer["id"], answer["sample"])))
         ending = "" if answer["finished"] else " &middot; unfinished"
-        # --judge expected writes no text, but the probabilities of the digits.
+        # A judge that writes no text says what it read: digits, p(yes), or a ratio.
         texts = [
-            preformatted(verdict["text"] or str(verdict.get("digits", "")), 1500)
+            preformatted(verdict["text"] or what_was_read(verdict), 1500)
             for verdict in verdicts
             if verdict["sample"] == answer["sample"]
         ]
@@ -302,6 +302,13 @@ def example(label: str, prompt: str, body: str) -> str:
     """A block that opens on a click, and that the filter finds."""
     summary = f"<summary>{label}{escape(prompt[:300])}</summary>"
     return f'<details class="example">{summary}{body}</details>'
+
+
+def what_was_read(verdict: dict) -> str:
+    for key in ("digits", "yes", "ratio"):
+        if key in verdict:
+            return f"{key}: {verdict[key]}"
+    return ""
 
 
 def preformatted(text: str, limit: int) -> str:

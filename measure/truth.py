@@ -68,18 +68,20 @@ def share_by_kind(exam: Exam, answers: Sequence[Candidate]) -> dict[str, float |
 def judge_of_own(scored: Sequence[Candidate], truths: Sequence[int | None]) -> dict:
     """How well a judge orders several answers of its own to one prompt; {} where it cannot be told.
 
+    Answers that never ended are left out, as they give no pair.
     judge_own        share of the pairs of different truth that the rewards order right
     judge_own_alike  the same, of pairs of like length
     """
     if None in truths:
         return {}
     merits = {(y.id, y.sample): truth for y, truth in zip(scored, truths, strict=True)}
+    judged = [y for y in scored if y.finished]
     ranks = []
     lengths = []
-    for group in by_prompt(scored):
+    for group in by_prompt(judged):
         ranks.append([-merits[y.id, y.sample] for y in group])
         lengths.append([len(y.tokens) for y in group])
-    rewards = rewards_by_prompt(scored)
+    rewards = rewards_by_prompt(judged)
     right = []
     sizes = []
     for group_rewards, group_ranks in zip(rewards, ranks, strict=True):

@@ -19,12 +19,12 @@ EXAM = Exam(PROMPTS, [], checked_truth, check_answer, unseen=["hashtag"])
 ROWS = ["loop", "random pairs"]
 
 
-def answer(id: int, response: str, finished: bool = True) -> dict:
-    truth = checked_truth(PROMPTS[id], response) if finished else 0
+def answer(number: int, response: str, finished: bool = True) -> dict:
+    truth = checked_truth(PROMPTS[number], response) if finished else 0
     tokens = [1] * len(response.split())
     return {
-        "id": id,
-        "prompt": PROMPTS[id],
+        "id": number,
+        "prompt": PROMPTS[number],
         "response": response,
         "finished": finished,
         "tokens": tokens,
@@ -67,12 +67,7 @@ def test_tables(runs):
         "random pairs": [1, 2],
     }
     table = checked.result_table(answers)
-    assert cells(table, "loop")[1:5] == [
-        "2",
-        "25.0 (0.0 to 50.0)",
-        "100.0 (100.0 to 100.0)",
-        "-",
-    ]
+    assert cells(table, "loop")[1:5] == ["2", "25.0 (0.0 to 50.0)", "100.0 (100.0 to 100.0)", "-"]
     assert cells(table, "loop")[6] == "75.0 (50.0 to 100.0)"
     assert cells(table, "random pairs")[6].startswith("25.0 (")
     against = checked.against_loop(answers)

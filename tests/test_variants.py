@@ -20,7 +20,7 @@ from core.chat import Chat
 from core.checklist import with_requirements
 from core.draw import Sampling
 from core.files import read_json, read_jsonl, write_jsonl
-from core.records import Candidate, Example, Pair, by_prompt
+from core.records import Candidate, Example, Pair, by_prompt, votes_by_text
 from dpo import Objective, Recipe, dpo, dpo_loss
 from experiments.variants import VARIANTS, LengthControl, ipo_loss, smoothed_loss, verdict_pairs
 from judge import choose_pair, with_rewards
@@ -522,6 +522,24 @@ def test_confident_half(cwd, finished, spied):
         key = (chosen.prompt, chosen.response, rejected.response)
         taken.append(gaps.pop(tuple(map(tuple, key))))
     assert min(taken) >= max(gaps.values()) and min(gaps.values()) < max(taken)
+
+
+def test_separated(cwd, finished, spied):
+    """Guards against: a pair whose votes overlap, and one that is lost although they do not."""
+    folder = stopped_run(finished, "t1/pairs.jsonl")
+    run(f"{SCRIPT} separated")
+    texts = {key: row["response"] for key, row in responses().items()}
+    votes = votes_by_text(texts, read_jsonl(folder / "t1/verdicts.jsonl"))
+
+    def is_separated(row: dict) -> bool:
+        chosen = [vote for vote in votes[row["id"], row["chosen"]] if vote is not None]
+        rejected = [vote for vote in votes[row["id"], row["rejected"]] if vote is not None]
+        return min(chosen) > max(rejected)
+
+    before = read_jsonl(finished / "runs/toy/t1/pairs.jsonl")
+    kept = [row for row in before if is_separated(row)]
+    assert 0 < len(kept) < len(before)
+    assert read_jsonl(folder / "t1/pairs.jsonl") == kept
 
 
 # ---- the command line ----
