@@ -41,7 +41,7 @@ PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
 LOOPS = {
     "loop": ("train.py", 3, None),
     "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
-    "contrast": ("train.py --judge contrast", 3, "answers"),
+    "confident half": ("experiments/variants.py confident-half", 3, "verdicts"),
 }
 CONTROLS = {
     "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
@@ -51,7 +51,6 @@ CONTROLS = {
     "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
 }
 PAPERS = {
-    "confident half": ("experiments/variants.py confident-half", 1, "verdicts"),
     "DICE": ("experiments/variants.py dice", 1, "answers"),
     "rejected from M_1": ("experiments/variants.py temporal", 1, "verdicts"),
 }
