@@ -510,13 +510,14 @@ def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     monkeypatch.setattr(judge, "judge_text", judge_text)
     (cwd / "prompts.txt").write_text("".join(f"Say something about {i}.\n" for i in range(12)))
     small = "--iters 1 --n-prompts 12 --n 4 --seed-limit 8 --eft-limit 16 --exam 6 --exam-n 2"
+    small += " --judge checklist"
     sizes = ("--max-new-tokens", 12, "--replay", 4, "--sft-lr", 1e-6, "--dpo-lr", 1e-6)
     args = ("--model", yes_or_no, "--world", "checked", *people_files(cwd), *shlex.split(small))
     done = command("train.py", *args, *sizes, "--prompts", cwd / "prompts.txt")
     assert done.code == 0, done.err
     folder = cwd / "runs/llama"
     settings = record(folder)
-    wanted = {"world": "checked", "judge": "checklist", "near": 0.5, "beta": 0.1, "nll": 0.2}
+    wanted = {"world": "checked", "judge": "checklist", "near": 0.7, "beta": 0.1, "nll": 0.2}
     assert {name: settings[name] for name in wanted} == wanted
     # the world's requirements in seed data, judge data, new prompts and the exam
     eft = read_jsonl(folder / "t0/eft.jsonl")
