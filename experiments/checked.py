@@ -237,7 +237,9 @@ def against_loop(answers: Answers) -> str:
     loop = answers.get("loop", {})
     for row, seeds in answers.items():
         by_model = defaultdict(list)
-        for seed in seeds.keys() & loop.keys() if row != "loop" else ():
+        shared = seeds.keys() & loop.keys()
+        # the loop is not its own control
+        for seed in shared if row != "loop" else ():
             t = min(last_of(seeds[seed]), last_of(loop[seed]))
             gains = gain_by_prompt(loop[seed][t], seeds[seed][t])
             by_model[t].append(gains)
