@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from core.config import Config, settings_of
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
-from core.files import read_existing, read_jsonl, write_jsonl
+from core.files import read_existing, read_json, read_jsonl, write_jsonl
 from core.statistics import crossed_interval, mean
 from experiments.ablations import DOCS, inherit
 from experiments.seeds import ROOT, markdown_table
@@ -95,10 +95,15 @@ def examine_more(args: argparse.Namespace, exam: Exam, row: str, seed: int, t: i
     if path.exists() or not (run / f"exam/M{t}.jsonl").exists():
         return
     # 1) as the run itself held its exam
-    checked = settings_of("checked")
-    prompts = exam.prompts[checked["exam"] :]
+    settings = read_json(run / "config.json")["settings"]
+    first = settings["exam"]
+    prompts = exam.prompts[first:]
     sampling = Sampling(
-        checked["max_new_tokens"], checked["temperature"], checked["top_p"], n=checked["exam_n"]
+        settings["max_new_tokens"],
+        settings["temperature"],
+        settings["top_p"],
+        n=settings["exam_n"],
+        slots=settings["slots"],
     )
     writer = load_writer(str(run / f"M{t}"), pick_device("auto"))
     answers = respond(writer, prompts, sampling, key=f"{seed} exam more")
@@ -106,7 +111,7 @@ def examine_more(args: argparse.Namespace, exam: Exam, row: str, seed: int, t: i
     rows = []
     for y in answers:
         row_of_answer = y.row()
-        row_of_answer["id"] = y.id + checked["exam"]
+        row_of_answer["id"] = y.id + first
         row_of_answer["prompt"] = y.prompt
         row_of_answer["true_score"] = true_score(exam, y)
         rows.append(row_of_answer)

@@ -284,6 +284,7 @@ class RandomJudge(Loop):
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         rng = Random(key)
         finished = [y for y in answers if y.finished]
+        self.run.note(f"{len(finished)}, by a rule instead of a judge")
         return [verdict_row(y, 0, "") | {"score": self.merit(y, rng)} for y in finished]
 
     def merit(self, answer: Candidate, rng: Random) -> float:

@@ -3,11 +3,17 @@
 import argparse
 import gzip
 import json
+import sys
+from pathlib import Path
 
 import pytest
+from conftest import leaning_gpt
+from test_checked import examples_of
 
-from core.files import write_jsonl
+from core.chat import Chat
+from core.files import read_jsonl, write_jsonl
 from experiments import checked
+from model import save
 from worlds.checked import check_answer, checked_truth
 from worlds.world import Exam
 
@@ -133,3 +139,34 @@ def test_every_row_has_a_command():
         assert 1 <= rounds <= 3 and (checked.ROOT / program).exists()
         if program.endswith("variants.py"):
             assert words[0] in VARIANTS
+
+
+def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
+    """Guards against: rows that do not share M_1 and its answers, a second run that works again."""
+    chat = Chat(checkpoint)
+    likely = dict.fromkeys([chat.tokenizer.token_to_id("y"), chat.tokenizer.token_to_id("n")], 8)
+    sizes = {"model_type": "llama", "max_position_embeddings": 2048}
+    save(leaning_gpt(likely | {chat.eos: 7}, **sizes), checkpoint)
+    write_jsonl(Path("ift.jsonl"), examples_of(60))
+    Path("prompts.txt").write_text("".join(f"Speak of thing {i}.\n" for i in range(18)))
+    settings = "--prompts prompts.txt --n-prompts 6 --n 3 --seed-limit 4 --exam 4 --exam-n 2"
+    settings += " --max-new-tokens 8 --temperature 1"
+    words = ["--model", str(checkpoint), "--ift", "ift.jsonl", "--seeds", "1"]
+    words += ["--only", "loop;random pairs", "--", *settings.split()]
+    monkeypatch.setattr(checked, "PROMPTS", 10)
+    one_round = {row: (checked.ROWS[row][0], 1, checked.ROWS[row][2]) for row in ROWS}
+    monkeypatch.setattr(checked, "ROWS", one_round)
+    monkeypatch.setattr(checked, "DOCS", Path())
+    monkeypatch.setattr(sys, "argv", ["checked.py", *words])
+    checked.main()
+    loop, control = checked.run_of("loop", 0), checked.run_of("random pairs", 0)
+    for name in ("sft.jsonl", "t1/responses.jsonl", "M1/model.safetensors"):
+        assert (loop / name).read_bytes() == (control / name).read_bytes()
+    assert read_jsonl(loop / "t1/verdicts.jsonl") != read_jsonl(control / "t1/verdicts.jsonl")
+    rows = read_jsonl(loop / "exam/M2.jsonl") + read_jsonl(loop / "exam/more-M2.jsonl")
+    assert [row["id"] for row in rows] == [i for i in range(10) for _ in range(2)]
+    assert len({row["prompt"] for row in rows}) == 10
+    table = capsys.readouterr().out.rpartition("| the loop minus")[0]
+    assert cells(table, "random pairs")[1] == "1"
+    monkeypatch.setattr(checked, "make_run", None)  # the second time nothing is made
+    checked.main()
