@@ -22,8 +22,9 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, permutations
 from pathlib import Path
 
@@ -63,6 +64,7 @@ Answer:
 {response}
 
 Review:"""  # noqa: E501
+Groups = Sequence[Sequence[Example]]  # a group is one row of branches (core/batches.py)
 SOFTNESS = 10.0  # of --judge contrast: without it nearly all scores would be 0 or 5
 # For --judge checklist. {prompt} is one requirement. The text comes first: its questions share it.
 QUESTION = """{response}
@@ -220,27 +222,35 @@ def checklist_scores(
     return rows
 
 
-@torch.inference_mode()
 def group_probs(
-    writer: Writer, groups: Sequence[Sequence[Example]], wanted: Sequence[int], label: str | None
+    writer: Writer, groups: Groups, wanted: Sequence[int], label: str | None
 ) -> list[Tensor]:
-    """p(the next token is w) after each prompt of each group: (Q,wanted) for every group.
+    """p(the next token is w) after each prompt of each group: (Q,wanted) for every group."""
 
-    The prompts of a group are branches of one row (core/batches.py).
-    """
-    found: list[Tensor] = [torch.empty(0)] * len(groups)
-    lengths = [row_length(group) for group in groups]
-    writer.work.prompts += sum(map(len, groups))
-    writer.work.read += sum(lengths)
-    batches = micro_batches(range(len(groups)), lengths, READ_AT_ONCE)
-    for batch in progress_bar(label, batches):
-        ids, _, branch, position = collate([groups[i] for i in batch], writer.model.device)
+    def read(rows: Groups) -> Tensor:
+        ids, _, branch, position = collate(rows, writer.model.device)
         hidden = writer.model(ids, **branch_view(branch, position))  # (B,T,D)
         next_branch = F.pad(branch[:, 1:], (0, 1))
         is_last = (branch > 0) & (branch != next_branch)  # (B,T) the last token of each prompt
         probs = writer.model.logits(hidden[is_last]).float().softmax(-1)  # (Q,V)
-        sizes = [len(groups[i]) for i in batch]
-        for i, of_group in zip(batch, probs[:, list(wanted)].cpu().split(sizes), strict=True):
+        return probs[:, list(wanted)]
+
+    writer.work.prompts += sum(map(len, groups))
+    return read_groups(writer, groups, read, label)
+
+
+@torch.inference_mode()
+def read_groups(
+    writer: Writer, groups: Groups, read: Callable[[Groups], Tensor], label: str | None
+) -> list[Tensor]:
+    """One tensor for each group. `read` takes some groups, and gives one row for each example."""
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
+    lengths = [row_length(group) for group in groups]
+    writer.work.read += sum(lengths)
+    for batch in progress_bar(label, micro_batches(range(len(groups)), lengths, READ_AT_ONCE)):
+        rows = [groups[i] for i in batch]
+        sizes = [len(row) for row in rows]
+        for i, of_group in zip(batch, read(rows).cpu().split(sizes), strict=True):
             found[i] = of_group
     return found
 
@@ -268,20 +278,11 @@ def contrast_scores(
     return rows
 
 
-@torch.inference_mode()
 def response_logps(writer: Writer, examples: Sequence[Example], label: str | None) -> Tensor:
     """log p(response | prompt) of each example: (E,). Neighbours with one prompt share a row."""
     groups = [list(group) for _, group in groupby(examples, key=lambda one: one.prompt)]
-    found: list[Tensor] = [torch.empty(0)] * len(groups)
-    lengths = [row_length(group) for group in groups]
     writer.work.prompts += len(groups)
-    writer.work.read += sum(lengths)
-    batches = micro_batches(range(len(groups)), lengths, READ_AT_ONCE)
-    for batch in progress_bar(label, batches):
-        rows = [groups[i] for i in batch]
-        logps = sequence_logps(writer.model, rows).cpu()
-        for i, of_group in zip(batch, logps.split([len(row) for row in rows]), strict=True):
-            found[i] = of_group
+    found = read_groups(writer, groups, partial(sequence_logps, writer.model), label)
     return torch.cat([*found, torch.empty(0)])  # also where there is no example
 
 
@@ -441,7 +442,6 @@ def main() -> None:
     for how in READINGS if args.judge == "all" else [args.judge]:
         rubric = read_rubric(args.rubric, args.model, how=how)
         judgings.append(Judging(rubric, sampling, how))
-    reports = []
     if args.file:
         reports = judge_all(args, writer, judgings)
     else:

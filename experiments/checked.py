@@ -31,7 +31,7 @@ from core.files import read_existing, read_json, read_jsonl, write_jsonl
 from core.statistics import crossed_interval, mean
 from experiments.ablations import DOCS, inherit
 from experiments.seeds import ROOT, markdown_table
-from measure.truth import true_score
+from measure.truth import share_by_kind, true_score
 from sample import load_writer, respond
 from worlds.open_world import open_world
 from worlds.world import Exam
@@ -174,11 +174,6 @@ def grouped(rows: Sequence[dict]) -> list[list[dict]]:
     return list(groups.values())
 
 
-def last_of(models: Models) -> int:
-    """The t of the last model."""
-    return max(models)
-
-
 def share_kept(groups: Sequence[Sequence[dict]]) -> list[float]:
     """For each prompt the share of its answers that keep every requirement."""
     shares = []
@@ -223,7 +218,7 @@ def result_table(answers: Answers) -> str:
         gains = []
         lengths = []
         for models in seeds.values():
-            last = models[last_of(models)]
+            last = models[max(models)]
             gains.append(gain_by_prompt(last, models[1]))
             lengths.append((mean_length(models[1]), mean_length(last)))
         cells.append(figure_cell(gains))
@@ -245,7 +240,7 @@ def against_loop(answers: Answers) -> str:
         shared = seeds.keys() & loop.keys()
         # the loop is not its own control
         for seed in shared if row != "loop" else ():
-            t = min(last_of(seeds[seed]), last_of(loop[seed]))
+            t = min(max(seeds[seed]), max(loop[seed]))
             gains = gain_by_prompt(loop[seed][t], seeds[seed][t])
             by_model[t].append(gains)
         for t, differences in by_model.items():
@@ -257,10 +252,11 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
     """Share of the answers that keep a kind of requirement, in the first and the last model."""
     columns = {}
     for row, seeds in answers.items():
-        last = min(map(last_of, seeds.values()))
+        last = min(map(max, seeds.values()))
         for t in [1, last] if row == "loop" else [last]:
-            of_model = [models[t] for models in seeds.values()]
-            columns[f"{row} M{t}"] = by_kind(of_model, exam)
+            groups = [group for models in seeds.values() for group in models[t]]
+            of_seeds = [answer for group in groups for answer in group]
+            columns[f"{row} M{t}"] = share_by_kind(exam, of_seeds)
     kinds = set()
     for column in columns.values():
         kinds |= column.keys()
@@ -273,20 +269,6 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
         cells = [f"{100 * column[kind]:.0f}" for column in columns.values()]
         lines.append([title, *cells])
     return markdown_table(["kept, %", *columns], lines)
-
-
-def by_kind(of_seeds: Sequence[list[list[dict]]], exam: Exam) -> dict[str, float]:
-    """Kind -> the share of the answers of all seeds that keep it."""
-    answers = [answer for groups in of_seeds for group in groups for answer in group]
-    kept = defaultdict(list)
-    for answer in answers:
-        checks = exam.checks(answer["prompt"], answer["response"])
-        for kind, is_kept in checks.items():
-            kept[kind].append(is_kept and answer["finished"])
-    shares = {}
-    for kind, values in kept.items():
-        shares[kind] = mean(values)
-    return shares
 
 
 # ---- files ----

@@ -246,8 +246,7 @@ class OracleJudge(Loop):
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         rows = []
         for y in answers:
-            truth = true_score(self.world.exam, y)
-            rows.append({"id": y.id, "sample": y.sample, "vote": 0, "text": "", "score": truth})
+            rows.append(verdict_row(y, 0, "") | {"score": true_score(self.world.exam, y)})
         self.run.note(f"{len(rows)}, by the truth")
         return rows
 

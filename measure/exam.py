@@ -15,7 +15,7 @@ from statistics import pvariance
 from core.chat import Chat
 from core.draw import Sampling
 from core.files import read_existing, write_jsonl
-from core.rankings import agreement, alike_accuracy, judge_figures
+from core.rankings import agreement, alike_accuracy, judge_figures, text_lengths
 from core.records import Example
 from core.run import Run
 from core.statistics import mean
@@ -26,14 +26,8 @@ from model import GPT, load
 from sample import Writer, respond
 from worlds.world import Exam, World
 
-ANSWER_KEYS = (
-    "id",
-    "sample",
-    "prompt",
-    "response",
-    "finished",
-    "tokens",
-)  # rows of exam/M{t}.jsonl
+# of the rows of exam/M{t}.jsonl
+ANSWER_KEYS = ("id", "sample", "prompt", "response", "finished", "tokens")
 DPO_FIGURES = ("margin", "accuracy", "chosen_change", "rejected_change")  # see dpo.jsonl
 Rewards = list[list[float | None]]  # of the ranked answers, group by group
 
@@ -114,14 +108,13 @@ def measure(student: Student, exam: Exam) -> tuple[dict, list[dict], Rewards]:
         "verdict_variance": mean(vote_variance(answer.votes) for answer in scored),
     }
     if exam.checks is not None:
-        figures["kinds"] = share_by_kind(exam, written)
+        figures["kinds"] = share_by_kind(exam, answers)
         figures["kinds_unseen"] = list(exam.unseen)
     figures |= judge_of_own(scored, [row["true_score"] for row in answers])
     if exam.groups:
         ranks = [group["ranks"] for group in exam.groups]
-        lengths = [list(map(len, group["responses"])) for group in exam.groups]
         figures |= judge_figures(rewards, ranks)
-        figures["judge_alike"] = alike_accuracy(rewards, ranks, lengths)
+        figures["judge_alike"] = alike_accuracy(rewards, ranks, text_lengths(exam.groups))
     readable = [verdict["score"] is not None for verdict in verdicts + ranked_verdicts]
     figures |= {
         "judge_parse_rate": mean(readable),

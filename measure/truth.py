@@ -7,9 +7,9 @@ People read them. Training does not, except in the variant oracle-judge (experim
 from collections import defaultdict
 from collections.abc import Sequence
 
-from core.rankings import alike_accuracy, pair_signs
+from core.rankings import alike_accuracy, judge_figures
 from core.records import Candidate, by_prompt, rewards_by_prompt
-from core.statistics import bootstrap_interval, mean
+from core.statistics import mean
 from worlds.world import Exam, Truth
 
 
@@ -53,15 +53,15 @@ def pair_truths(pairs: Sequence[dict], truth: Truth | None) -> dict[str, float |
     }
 
 
-def share_by_kind(exam: Exam, answers: Sequence[Candidate]) -> dict[str, float | None]:
+def share_by_kind(exam: Exam, answers: Sequence[dict]) -> dict[str, float | None]:
     """Kind of requirement -> the share of the answers that keep it. `exam.checks` is there.
 
-    An answer that never ended keeps nothing.
+    The answers are rows of exam/M{t}.jsonl. An answer that never ended keeps nothing.
     """
     kept = defaultdict(list)
     for answer in answers:
-        for kind, is_kept in exam.checks(answer.prompt, answer.response).items():
-            kept[kind].append(is_kept and answer.finished)
+        for kind, is_kept in exam.checks(answer["prompt"], answer["response"]).items():
+            kept[kind].append(is_kept and answer["finished"])
     return {kind: mean(values) for kind, values in sorted(kept.items())}
 
 
@@ -81,17 +81,14 @@ def judge_of_own(scored: Sequence[Candidate], truths: Sequence[int | None]) -> d
     for group in by_prompt(judged):
         ranks.append([-merits[y.id, y.sample] for y in group])
         lengths.append([len(y.tokens) for y in group])
-    rewards = rewards_by_prompt(judged)
-    right = []
-    sizes = []
-    for group_rewards, group_ranks in zip(rewards, ranks, strict=True):
-        signs = pair_signs(group_rewards, group_ranks)
-        right.append(signs.count(1))
-        sizes.append(len(signs))
-    if not sum(sizes):
+    if not judged:
         return {}
+    rewards = rewards_by_prompt(judged)
+    figures = judge_figures(rewards, ranks)
+    if figures["judge_pairwise"] is None:
+        return {}  # no two answers to one prompt differ in truth
     return {
-        "judge_own": sum(right) / sum(sizes),
-        "judge_own_interval": bootstrap_interval(right, sizes),
+        "judge_own": figures["judge_pairwise"],
+        "judge_own_interval": figures["judge_interval"],
         "judge_own_alike": alike_accuracy(rewards, ranks, lengths),
     }

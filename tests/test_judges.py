@@ -475,7 +475,7 @@ def test_share_by_kind():
         Candidate(1, 0, "a", "a", [], True),
         Candidate(2, 0, "c", "c", [], False),
     ]
-    shares = share_by_kind(Exam([], [], checks=kinds_of), answers)
+    shares = share_by_kind(Exam([], [], checks=kinds_of), [vars(y) for y in answers])
     assert shares == {"a": pytest.approx(2 / 3), "b": 0, "c": 0}
     assert list(shares) == ["a", "b", "c"]
     assert share_by_kind(Exam([], [], checks=kinds_of), []) == {}

@@ -98,9 +98,11 @@ def joined_lines(text: str) -> str:
 
 def in_parts(text: str, n: int) -> list[str]:
     """The text in n parts: whole sentences where there are enough of them, else words."""
-    pieces = sentences_in(joined_lines(text))
+    line = joined_lines(text)
+    pieces = sentences_in(line)
     if len(pieces) < n:
-        pieces = (joined_lines(text).split() * n)[: max(n, len(joined_lines(text).split()))]
+        words = line.split()
+        pieces = (words * n)[: max(n, len(words))]
     size = len(pieces)
     return [" ".join(pieces[size * i // n : size * (i + 1) // n]) for i in range(n)]
 
