@@ -33,7 +33,7 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_existing, write_jsonl
 from core.likeness import KnownPrompts
-from core.records import Candidate, Example, Pair, by_prompt
+from core.records import Candidate, Example, Pair, by_prompt, most_certain
 from core.run import Run, Say, check_record, write_record
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -211,7 +211,8 @@ class Loop:
         """{x_i, y_w, y_l}: the best against the worst. Raises UserError where there is none."""
         groups = by_prompt(scored)
         pairs = [pair for pair in map(self.choose, groups) if pair is not None]
-        note = pairs_note(groups, pairs)
+        used = most_certain(pairs, self.config.confident)
+        note = pairs_note(groups, pairs, used)
         if not pairs:
             raise UserError(
                 f"M{t} gave no preference pair ({note}), so there is nothing to learn from; "
@@ -219,10 +220,10 @@ class Loop:
                 f"--ranked), more prompts or more answers."
             )
         # The file, the example and the report are for people: a resumed run selects again.
-        self.run.keep(t, "pairs", self.pair_rows, pairs, note)
-        self.run.say(worked_example(self.world.exam, scored, pairs[0]))
+        self.run.keep(t, "pairs", self.pair_rows, used, note)
+        self.run.say(worked_example(self.world.exam, scored, used[0]))
         write_report([self.run.folder])
-        return Selection(t, pairs, scored)
+        return Selection(t, used, scored)
 
     def choose(self, group: list[Candidate]) -> Pair | None:
         """One prompt's answers -> its pair. None where they tie."""

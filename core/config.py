@@ -85,6 +85,9 @@ class Config:
     near: float | None = setting(
         None, "pairs with this share of the widest gap: the nearest in length", checked=0.7, least=0
     )
+    confident: float = setting(
+        1.0, "share of the pairs that is used: the widest gaps in rewards", checked=0.5, least=0.01
+    )
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
     nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=0.2, least=0)
     dpo_epochs: int = setting(1, "passes over the pairs", toy=3, least=1)
@@ -104,8 +107,10 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_setting(f, getattr(self, f.name))
-        if self.near is not None and not self.near <= 1:  # not a number is refused too
-            raise UserError(f"--near must be at most 1, not {self.near}.")
+        for name in ("near", "confident"):
+            share = getattr(self, name)
+            if share is not None and not share <= 1:  # not a number is refused too
+                raise UserError(f"{flag(name)} must be at most 1, not {share}.")
 
     def most_eft(self) -> int:
         """The most judge examples."""

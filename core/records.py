@@ -73,6 +73,16 @@ class Pair:
         }
 
 
+def most_certain(pairs: Sequence[Pair], share: float) -> list[Pair]:
+    """The share of the pairs whose rewards differ most, in their old order; one pair at least.
+
+    Of equal gaps the first pairs count.
+    """
+    order = sorted(range(len(pairs)), key=lambda i: -pairs[i].gap())
+    kept = sorted(order[: max(1, round(share * len(pairs)))])
+    return [pairs[i] for i in kept]
+
+
 def by_prompt(candidates: Sequence[Candidate]) -> list[list[Candidate]]:
     """The answers of each prompt, together. They stand together in the list already."""
     return [list(group) for _, group in groupby(candidates, key=lambda y: y.id)]

@@ -10,6 +10,7 @@ files alone, so the result is the same. A finished run is not run again, so a st
 """
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -94,7 +95,8 @@ def run_name(row: str) -> str:
 def inherit(run: Path, default: Path, last: str | None) -> None:
     """Copies the files that a row shares with the default run, whole or not at all.
 
-    `last` is the last shared stage. A run that has begun is left alone.
+    `last` is the last shared stage. A run that has begun is left alone. A model is linked, not
+    copied: it is large, and no run changes a file in its place.
     """
     if run.exists() or last is None:
         return
@@ -104,7 +106,7 @@ def inherit(run: Path, default: Path, last: str | None) -> None:
         for name in names:
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             if (default / name).is_dir():
-                shutil.copytree(default / name, copy / name)
+                shutil.copytree(default / name, copy / name, copy_function=os.link)
             elif name == "metrics.jsonl":  # of the models in it, only M_1 is shared
                 write_jsonl(copy / name, read_jsonl(default / name)[:1])
             else:

@@ -37,11 +37,11 @@ from worlds.open_world import open_world
 from worlds.world import Exam
 
 PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
-# row -> command, most rounds, and the last stage that it shares with the loop
+# row -> command, most rounds, and the last stage that it shares with the loop. The truth is certain
+# of every pair.
 LOOPS = {
     "loop": ("train.py", 3, None),
-    "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
-    "confident half": ("experiments/variants.py confident-half", 3, "verdicts"),
+    "truth as judge": ("experiments/variants.py oracle-judge --confident 1", 3, "answers"),
 }
 CONTROLS = {
     "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
@@ -356,6 +356,9 @@ def main() -> None:
     parser.add_argument("extra", nargs="*", help="after --: more settings of train.py")
     args = parser.parse_args()
     args.rows = args.only.split(";") if args.only else list(ROWS)
+    unknown = set(args.rows) - ROWS.keys()
+    if unknown:
+        parser.error(f"unknown rows {sorted(unknown)}; the rows are {', '.join(ROWS)}")
     prepare_machine()
     settings = settings_of("checked")
     settings |= {"world": "checked", "ift": args.ift, "ranked": args.ranked, "exam": PROMPTS}

@@ -394,23 +394,6 @@ class Dice(Loop):
         return rows
 
 
-@dataclass
-class ConfidentHalf(Loop):
-    """Only the half of the pairs whose rewards differ most."""
-
-    def select(self, scored: list[Candidate], t: int) -> Selection:
-        selection = super().select(scored, t)
-        return selection._replace(pairs=confident(selection.pairs))
-
-    def pair_rows(self, pairs: list[Pair], note: str) -> list[dict]:
-        return super().pair_rows(confident(pairs), note)
-
-
-def confident(pairs: list[Pair]) -> list[Pair]:
-    ordered = sorted(pairs, key=Pair.gap, reverse=True)
-    return ordered[: max(1, len(pairs) // 2)]
-
-
 PAPERS: dict[str, type[Loop]] = {
     "ipo": Ipo,
     "label-smoothing": LabelSmoothing,
@@ -421,7 +404,6 @@ PAPERS: dict[str, type[Loop]] = {
     "meta": Meta,
     "temporal": Temporal,
     "dice": Dice,
-    "confident-half": ConfidentHalf,
     "separated": Separated,
 }
 CONTROLS: dict[str, type[Loop]] = {

@@ -39,8 +39,13 @@ def verdicts_note(verdicts: Sequence[dict], how: str) -> str:
     return f"{len(verdicts)}, {how}, readable {share}, mean score {average}"
 
 
-def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> str:
-    """What became of every prompt and answer. A group holds the answers to one prompt."""
+def pairs_note(
+    groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair], used: Sequence[Pair]
+) -> str:
+    """What became of every prompt and answer. A group holds the answers to one prompt.
+
+    `used` are the pairs that DPO learns from.
+    """
     answers = [y for group in groups for y in group]
     finished = sum(y.finished for y in answers)
     scores = Counter(y.id for y in answers if y.reward is not None)
@@ -56,9 +61,11 @@ def pairs_note(groups: Sequence[Sequence[Candidate]], pairs: Sequence[Pair]) -> 
         f"{tied} tied, {too_few} with fewer than two scores; "
         f"of {len(answers)} answers {finished} finished, {scores.total()} scored"
     )
+    if len(used) < len(pairs):
+        note += f"; the {len(used)} widest gaps are used"
     # What of a gain is length?
-    if pairs:
-        longer = mean(pair.extra_length() for pair in pairs)
+    if used:
+        longer = mean(pair.extra_length() for pair in used)
         note += f"; chosen are {longer:+.1f} tokens longer"
     return note
 

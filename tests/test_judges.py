@@ -22,7 +22,7 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
 from core.rankings import accuracy_by_kind, alike_accuracy, pair_signs
-from core.records import Candidate
+from core.records import Candidate, Pair, most_certain
 from core.statistics import crossed_interval
 from judge import QUESTION, RUBRIC, Judging, choose_pair, judge_answers, read_rubric, with_rewards
 from measure.exam import own_groups
@@ -368,6 +368,25 @@ def test_choose_pair_keeps_its_word(near):
         for a, b in permutations(scored, 2):
             if a.reward - b.reward >= max(near * max(gaps), 1e-9):
                 assert abs(len(a.tokens) - len(b.tokens)) >= abs(pair.extra_length())
+
+
+CERTAIN = [  # share, the gap of each pair, the pairs that are used
+    (1.0, [1, 3, 2], [0, 1, 2]),
+    (0.5, [1, 4, 2, 3], [1, 3]),
+    (0.5, [4, 1, 3, 2], [0, 2]),  # in their old order, not by their gaps
+    (0.5, [2, 2, 2, 2], [0, 1]),  # of equal gaps the first
+    (0.3, [1, 5, 2, 3, 4], [1, 4]),  # rounded to the nearest number
+    (0.01, [1, 4, 2], [1]),  # one at least
+    (0.5, [], []),
+]
+
+
+@pytest.mark.parametrize("share, gaps, wanted", CERTAIN, ids=str)
+def test_most_certain(share, gaps, wanted):
+    """Guards against: the half that differs least, and a share that leaves nothing."""
+    pairs = [Pair(*sized((gap + 0.5, 10), (0.5, 10))) for gap in gaps]
+    used = most_certain(pairs, share)
+    assert [id(pair) for pair in used] == [id(pairs[i]) for i in wanted]
 
 
 # ---- figures about judges, by hand ----

@@ -551,6 +551,9 @@ def test_the_toy_is_no_checked_world(cwd):
     """Guards against: a setting that is obeyed by half."""
     assert_refused(command("train.py", "--world", "checked"), "--world checked", "--model DIR")
     assert_refused(command("train.py", "--near", -0.1), "--near must be at least 0")
+    assert_refused(command("train.py", "--confident", 0), "--confident must be at least 0.01")
+    assert_refused(command("train.py", "--confident", 1.5), "--confident must be at most 1")
+    assert_refused(command("train.py", "--confident", "nan"), "--confident must be at most 1")
     assert not (cwd / "runs").exists()
 
 

@@ -506,7 +506,7 @@ def test_dice(cwd, finished, mute):
 def test_confident_half(cwd, finished, spied):
     """Guards against: the half that differs least."""
     folder = stopped_run(finished, "t1/pairs.jsonl")
-    run(f"{SCRIPT} confident-half")
+    told = run("train.py --confident 0.5")
     rows = read_jsonl(finished / "runs/toy/t1/pairs.jsonl")
     gaps = {}
     for row in rows:
@@ -516,7 +516,13 @@ def test_confident_half(cwd, finished, spied):
         gap = row["chosen_score"] - row["rejected_score"]
         gaps[tuple(prompt), tuple(chosen), tuple(rejected)] = gap
     [(pairs, _)] = spied
-    assert len(pairs) == len(rows) // 2 > 0
+    assert len(pairs) == round(len(rows) / 2) > 0
+    used = read_jsonl("runs/x/t1/pairs.jsonl")
+    assert len(used) == len(pairs)
+    note = told["pairs"]
+    assert f"the {len(used)} widest gaps are used" in note
+    longer = sum(row["extra_length"] for row in used) / len(used)
+    assert f"chosen are {longer:+.1f} tokens longer" in note
     taken = []
     for chosen, rejected in pairs:
         key = (chosen.prompt, chosen.response, rejected.response)
