@@ -29,6 +29,11 @@ PLAIN_TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
 )
+# Characters for private use. While a template is rendered, a number between them stands for a
+# marker that a message spells out.
+STAND_IN_START = "\ue000"
+STAND_IN_END = "\ue001"
+STAND_IN = re.compile(f"{STAND_IN_START}([0-9]+){STAND_IN_END}")
 # {% generation %} and {% endgeneration %} mark what the assistant says. They change nothing here.
 GENERATION_START = re.compile(r"(\{%[-+]?\s*)generation(?=\s*[-+]?%\})")
 GENERATION_END = re.compile(r"(\{%[-+]?\s*)endgeneration(?=\s*[-+]?%\})")
@@ -45,12 +50,13 @@ class Chat:
             )
         self.tokenizer = read_tokenizer(folder)
         settings = read_json(folder / "tokenizer_config.json")
-        special = {}  # bos_token, eos_token and the like; some checkpoints write them as objects
-        for name, token in settings.items():
-            if name.endswith("_token") and token:
-                special[name] = token["content"] if isinstance(token, dict) else token
+        special = named_tokens(settings)
+        if "added_tokens_decoder" not in settings:  # so the transformers library tells old files
+            special |= named_tokens(read_json(folder / "special_tokens_map.json"))
         template = read_template(folder, settings)
         self.has_template = template is not None
+        self.beginning = ids_in_front(self.tokenizer)  # BOS, where the tokenizer adds one
+        self.markers = marker_pattern(self.tokenizer)
         self.template = compile_template(template or PLAIN_TEMPLATE, special, folder)
         # the tokenizer's own EOS comes first, where it has one
         eos = self.tokenizer.token_to_id(special.get("eos_token", ""))
@@ -63,12 +69,36 @@ class Chat:
         self.eos_ids = sorted(set(ends))  # each of these ends an answer
 
     def render(self, messages: Sequence[dict]) -> list[int]:
-        """Messages -> ids, up to where the assistant speaks. The template writes special tokens."""
+        """Messages -> ids, up to where the assistant speaks. BOS is there, if the model has one.
+
+        The template alone writes special tokens. A marker that a message spells out, such as
+        "<|im_end|>", is plain text: a stand-in takes its place while the template is rendered.
+        """
+        hidden: list[str] = []
+
+        def hide(marker: re.Match) -> str:
+            hidden.append(marker[0])
+            return f"{STAND_IN_START}{len(hidden) - 1}{STAND_IN_END}"
+
+        shown = [m | {"content": self.markers.sub(hide, m["content"])} for m in messages]
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=True)
+            text = self.template.render(messages=shown, add_generation_prompt=True)
         except TemplateError as error:
             raise UserError(f"the chat template refuses these messages ({error}).") from None
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        ids = [] if self.has_template else list(self.beginning)
+        for number, part in enumerate(STAND_IN.split(text)):
+            if number % 2:  # the split gives text, number, text, number, ..., text
+                ids += self.plain(hidden[int(part)])
+            elif part:
+                ids += self.tokenizer.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def plain(self, text: str) -> list[int]:
+        """The ids of a text in which no marker means anything."""
+        self.tokenizer.encode_special_tokens = True  # as text, character by character
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        self.tokenizer.encode_special_tokens = False
+        return ids
 
     def prompt(self, text: str) -> list[int]:
         """One question of a user."""
@@ -76,12 +106,11 @@ class Chat:
 
     def raw(self, text: str) -> list[int]:
         """Plain text for the model to go on with, after what the tokenizer puts in front (BOS)."""
-        return self.tokenizer.encode(text).ids
+        return self.beginning + self.plain(text)
 
     def response(self, text: str) -> list[int]:
         """The ids of an answer that somebody else wrote, without EOS."""
-        text = text if self.has_template else " " + text
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self.plain(text if self.has_template else " " + text)
 
     def example(self, prompt: str, response: str) -> Example:
         """One training example. EOS follows the response, so that the model learns to stop."""
@@ -106,9 +135,40 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     if not path.exists():
         raise UserError(f"{folder} has no tokenizer.json; only that tokenizer format is supported.")
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{path} is not a readable tokenizer ({error}).") from None
+    # The file may hold what somebody's last batch was cut and filled to.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def named_tokens(settings: dict) -> dict[str, str]:
+    """bos_token, eos_token and the like. Some checkpoints write them as objects."""
+    special = {}
+    for name, token in settings.items():
+        if name.endswith("_token") and token:
+            special[name] = token["content"] if isinstance(token, dict) else token
+    return special
+
+
+def ids_in_front(tokenizer: Tokenizer) -> list[int]:
+    """What the tokenizer puts in front of every text: BOS, or nothing."""
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    ids = tokenizer.encode("a").ids
+    in_front = 0
+    while ids[in_front : in_front + len(bare)] != bare:
+        in_front += 1
+    return ids[:in_front]
+
+
+def marker_pattern(tokenizer: Tokenizer) -> re.Pattern:
+    """What a message may not write: the texts of special tokens, and stand-ins."""
+    tokens = tokenizer.get_added_tokens_decoder().values()
+    texts = [token.content for token in tokens if token.special]
+    texts.sort(key=len, reverse=True)  # the longest that fits counts
+    return re.compile("|".join([*map(re.escape, texts), STAND_IN.pattern]))
 
 
 def read_template(folder: Path, settings: dict) -> str | None:

@@ -43,12 +43,17 @@ CHATML = (
 
 
 def write_tokenizer(
-    folder: Path, *, specials: Sequence[str] = SPECIALS, merges: Sequence[str] = (), **settings
+    folder: Path,
+    *,
+    specials: Sequence[str] = SPECIALS,
+    merges: Sequence[str] = (),
+    words: Sequence[str] = (),
+    **settings,
 ) -> Path:
     """A byte-level tokenizer of 260 ids in `folder`.
 
     It has ChatML unless `settings` name another template. `merges` are two-character tokens beyond
-    the bytes, such as "\u01205" for a 5 with its space.
+    the bytes, such as "\u01205" for a 5 with its space. `words` are tokens that are not special.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*specials, *alphabet, *merges])}
@@ -56,6 +61,7 @@ def write_tokenizer(
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(list(specials))
+    tokenizer.add_tokens(list(words))
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     config = {

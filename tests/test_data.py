@@ -1,5 +1,6 @@
 """core/chat.py, core/batches.py, core/likeness.py: one prompt format, exact masks and ROUGE-L."""
 
+import json
 import random
 from collections import Counter
 from fractions import Fraction
@@ -82,6 +83,58 @@ def test_one_bos(tmp_path):
     example = chat.example("question", "answer")
     assert (example.prompt + example.response).count(2) == 1 and example.prompt[0] == 2
     assert chat.raw("text")[0] == 2
+
+
+def test_bos_of_a_base_model(tmp_path):
+    """Guards against: a base model without a template that never sees its BOS.
+
+    The transformers library puts it in front of a plain text too.
+    """
+    folder = write_tokenizer(tmp_path, chat_template=None, bos_token="<|begin|>")
+    without = Chat(folder)
+    add_bos(folder)
+    chat = Chat(folder)
+    text = "user: Why?\nassistant:"
+    assert chat.prompt("Why?") == AutoTokenizer.from_pretrained(folder)(text).input_ids
+    assert chat.prompt("Why?") == [2, *without.prompt("Why?")] and chat.raw("Task:")[0] == 2
+    assert 2 not in chat.response("So.")
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_tokens_named_in_the_older_file(tmp_path, as_object):
+    """Guards against: a template that writes no BOS, as only special_tokens_map.json names it."""
+    folder = write_tokenizer(tmp_path, chat_template=LLAMA3, eos_token=None)
+    names = {"bos_token": "<|begin|>", "eos_token": "<|im_end|>"}
+    if as_object:
+        names = {name: {"content": text, "lstrip": False} for name, text in names.items()}
+    (folder / "special_tokens_map.json").write_text(json.dumps(names))
+    chat = Chat(folder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert chat.eos == theirs.eos_token_id == 1
+    assert chat.render(TALKS[0]) == theirs.apply_chat_template(
+        TALKS[0], add_generation_prompt=True, return_dict=False
+    )
+    assert chat.render(TALKS[0])[0] == 2
+    # where both files name a token, the older file decides, unless the newer one lists all tokens
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings["eos_token"] = "<|unused|>"
+    for more, eos in ({}, 1), ({"added_tokens_decoder": {}}, 3):
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | more))
+        assert Chat(folder).eos == AutoTokenizer.from_pretrained(folder).eos_token_id == eos
+
+
+def test_a_saved_truncation_is_not_obeyed(tmp_path):
+    """Guards against: prompts cut, or filled with pads, as somebody's last batch was."""
+    folder = write_tokenizer(tmp_path)
+    long = "Why is the sky blue? " * 20
+    ids = Chat(folder).prompt(long)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=1000)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    chat = Chat(folder)
+    assert chat.prompt(long) == ids
+    assert chat.decode(chat.response(long)) == chat.decode(chat.raw(long)) == long
 
 
 def test_template_file_wins_and_lists_are_read(tmp_path):
