@@ -44,7 +44,7 @@ from core.files import read_ranked
 from core.rankings import figures_text, ranked_figures, text_lengths
 from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_text
 from core.statistics import mean
-from core.verdicts import ends_with_score_line, parse_score
+from core.verdicts import LABEL, ends_with_score, other_scale, parse_score
 from dpo import sequence_logps
 from sample import READ_AT_ONCE, Writer, generate, load_writer, next_probs, progress_bar
 
@@ -80,6 +80,7 @@ class Judging:
     rubric: str  # for the checklist: QUESTION
     sampling: Sampling
     how: str = "sampled"  # one of config.READINGS
+    label: str = LABEL  # what stands before the final score of a verdict
 
 
 # ---- the judge prompt ----
@@ -104,6 +105,10 @@ def read_rubric(
         raise UserError(f"rubric {path} cannot be read ({error}).") from None
     if text.count("{prompt}") != 1 or text.count("{response}") != 1:
         raise UserError(f"rubric {path} must hold {{prompt}} and {{response}}, once each.")
+    if scale := other_scale(text):
+        raise UserError(
+            f"rubric {path} asks for another scale ({scale!r}); scores are 0 to 5 here."
+        )
     return text
 
 
@@ -156,14 +161,15 @@ def judge_answers(
         rows = read_scores[judging.how](writer, judged, judging, label)
         return [verdict_row(y, 0, "") | row for y, row in zip(judged, rows, strict=True)]
     prompts = judge_prompts(writer.chat, judged, judging)
-    sampling = replace(judging.sampling, stop=ends_with_score_line)
+    sampling = replace(judging.sampling, stop=partial(ends_with_score, label=judging.label))
     keys = [f"{key} {y.id}.{y.sample}" for y in judged]
     groups = generate(writer, prompts, sampling, keys, label=label)
     verdicts = []
     for y, group in zip(judged, groups, strict=True):
         for vote, completion in enumerate(group):
             text = writer.chat.decode(completion.tokens).strip()
-            verdicts.append(verdict_row(y, vote, text) | {"score": parse_score(text)})
+            score = parse_score(text, judging.label)
+            verdicts.append(verdict_row(y, vote, text) | {"score": score})
     return verdicts
 
 

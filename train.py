@@ -35,6 +35,7 @@ from core.files import read_existing, write_jsonl
 from core.likeness import KnownPrompts
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
 from core.run import Run, Say, check_record, write_record
+from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
 from measure.alarms import alarm_lines
@@ -280,7 +281,8 @@ class Loop:
         c = self.config
         limit = c.max_verdict_tokens
         sampling = Sampling(limit, c.judge_temperature, c.top_p, n=c.k, slots=c.slots)
-        return Judging(self.rubric, sampling, c.judge)
+        label = label_of(row["verdict"] for row in self.world.eft)
+        return Judging(self.rubric, sampling, c.judge, label)
 
     def recipe(self) -> Recipe:
         """What SFT and DPO have in common. DPO needs `per_example` for its replay."""

@@ -89,9 +89,9 @@ class Config:
         1.0, "share of the pairs that is used: the widest gaps in rewards", checked=0.5, least=0.01
     )
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
-    nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=0.2, least=0)
-    dpo_epochs: int = setting(1, "passes over the pairs", toy=3, least=1)
-    dpo_lr: float | None = setting(None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=5e-5)
+    nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=2.0, least=0)
+    dpo_epochs: int = setting(1, "passes over the pairs", toy=3, checked=2, least=1)
+    dpo_lr: float | None = setting(None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=1e-4)
     batch_size: int = setting(16, "examples or pairs per step", toy=32, checked=8, least=1)
     dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
     replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)

@@ -47,6 +47,7 @@ CONTROLS = {
     "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
     "shortest": ("experiments/variants.py shortest", 3, "answers"),
     "longest": ("experiments/variants.py longest", 1, "answers"),
+    "SFT on the chosen": ("experiments/variants.py positive-only", 1, "verdicts"),
     "SFT on own answers": ("experiments/variants.py own-answers", 1, "answers"),
     "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
 }

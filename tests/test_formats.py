@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from core.errors import UserError
 from core.files import write_jsonl
-from worlds.people import read_ift, read_oasst
+from worlds.people import read_eft, read_ift, read_oasst
 
 OASST_SAMPLE = ROOT.parent / "shared" / "data" / "oasst_trees_sample.jsonl"
 
@@ -335,3 +335,44 @@ def test_real_trees():
     assert (
         sum(languages.values()) == len(roots) and len(read_oasst(OASST_SAMPLE, lang="en")[1]) > 10
     )
+
+
+# ---- judge data ----
+
+
+def judged(*verdicts: str) -> list[dict]:
+    return [{"prompt": "Why?", "response": "So.", "verdict": verdict} for verdict in verdicts]
+
+
+def test_judge_data_with_labels_of_their_own(tmp_path):
+    """Guards against: examples that are refused, or read wrong, as their score has another name."""
+    path = tmp_path / "eft.jsonl"
+    for verdicts in (
+        ["Fine.\nScore: 3", "Final score: 4"],
+        ["Fine.\nRating: 3", "Rating: 1"],
+        ["relevant score: 1\nclear score: 0\nScore: 1"] * 2,
+    ):
+        write_jsonl(path, judged(*verdicts))
+        assert read_eft(path, how="sampled") == judged(*verdicts)
+
+
+@pytest.mark.parametrize(
+    "verdict, says", [("Score: 8/10", "8/10"), ("Rating: 3", "Rating"), ("Fine.", "Fine")]
+)
+def test_judge_data_without_a_score(tmp_path, verdict, says):
+    """Guards against: a judge that learns verdicts which nobody can read, without a word."""
+    path = tmp_path / "eft.jsonl"
+    lines = [json.dumps(row) for row in judged("Score: 1", "Score: 2", verdict, "Score: 3", "no")]
+    path.write_text("\n\n".join(lines))  # a blank line counts as a line
+    with pytest.raises(UserError, match="eft.jsonl, line 5: .*2 of 5") as error:
+        read_eft(path, how="sampled")
+    assert says in str(error.value) and "0 to 5 behind 'score'" in str(error.value)
+    # a checklist is answered with yes and no, and the contrast learns from no verdict
+    assert len(read_eft(path, how="checklist")) == len(read_eft(path, how="contrast")) == 5
+
+
+def test_expected_scores_know_one_label(tmp_path):
+    """Guards against: digits that are read behind "Score:", which the judge was never taught."""
+    write_jsonl(tmp_path / "eft.jsonl", judged("Rating: 3", "Rating: 4"))
+    with pytest.raises(UserError, match="'rating'"):
+        read_eft(tmp_path / "eft.jsonl", how="expected")

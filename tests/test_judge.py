@@ -4,6 +4,7 @@ Only the judge's own words count, and a tie is no preference.
 """
 
 import json
+import time
 from collections import Counter
 
 import pytest
@@ -17,11 +18,12 @@ from core.errors import UserError
 from core.files import write_jsonl
 from core.rankings import judge_figures
 from core.records import Candidate, by_prompt
+from core.verdicts import label_of
 from judge import (
     RUBRIC,
     Judging,
     choose_pair,
-    ends_with_score_line,
+    ends_with_score,
     judge_answers,
     judge_examples,
     judge_ranked,
@@ -61,6 +63,24 @@ READABLE = [
     ("Score: 5.0", 5),
     ("Score: 4 out of 5", 4),
     ("Score: 4\nScored by me", 4),
+    ("Score: 1 + 1 + 1 + 0 + 1 = 4", 4),
+    ("Score: 1+1+0.5 = **2.5**/5", 2.5),
+    ("Score: 4/5.0", 4),
+    ("Score: <4>", 4),
+    ("Score: [3]", 3),
+    ("Score\uff1a4", 4),
+    ("Score: \\boxed{4}", 4),
+    ("Score: $\\boxed{4}$", 4),
+    ("Score: 3 (maximum score: 5)", 3),
+    ("Score: 4 (out of 5)", 4),
+    ("Score: 4 (four)", 4),
+    ("Score (out of 5): 4", 4),
+    ("Score: 4 of 5 points", 4),
+    ("Score: 4\n- 3 facts are wrong", 4),
+    ("Final score: 2", 2),
+    ('{"final_score": 4}', 4),
+    ("Relevance score: 1\nClarity score: 0\nScore: 3", 3),
+    ("Score: 3\nRelevance score: 1", 3),
 ]
 UNREADABLE = [
     "",
@@ -97,6 +117,19 @@ UNREADABLE = [
     "Score: nan",
     "Score: inf",
     "Scores are fun: 4",
+    "Score: 1 + 1 + 1",
+    "Score: 1 + 1 + 1 = 4",
+    "Score: **4**/10",
+    "Score: 4 (out of 10)",
+    "Score: 4 (8/10)",
+    "Score: 3 (maximum score: 10)",
+    "Score: 3~4",
+    "Score: 3 or 4",
+    "Score: 4/5.5",
+    "Score: 4th",
+    "Relevance score: 1",
+    "underscore: 3",
+    "maximum score: 5",
 ]
 
 
@@ -129,13 +162,53 @@ LINES = [
     ("Score: 9\n", False),
     ("\n", False),
     ("", False),
+    ("Relevance score: 1\n", False),
+    ("Relevance score: 1\nScore: 4\n", True),
 ]
 
 
 @pytest.mark.parametrize("text, done", LINES)
-def test_ends_with_score_line(text, done):
+def test_ends_with_score(text, done):
     """Guards against: a verdict that is cut inside its number, or runs on to the limit after it."""
-    assert ends_with_score_line(text) is done
+    assert ends_with_score(text) is done
+
+
+LABELS = [  # verdicts of judge examples, their label
+    (["Fine.\nScore: 3", "Score: 4"], "score"),
+    (["Final score: 3", "**Total Score:** 4"], "score"),
+    (["relevant score: 1\nScore: 2", "relevant score: 0\nScore: 0"], "score"),
+    (["Fine.\nRating: 3", "**Rating**: 1"], "rating"),
+    (["So. Overall quality = 3", "Overall quality: 1"], "overall quality"),
+    (["Rating: 3", "Rating: 1", "4"], "rating"),
+    (["Rating: 3", "Grade: 1", "Score: 4"], "score"),
+    (["Fine: yes", "Fine: no"], "score"),
+    ([], "score"),
+]
+
+
+@pytest.mark.parametrize("verdicts, label", LABELS, ids=str)
+def test_the_label_of_judge_examples(verdicts, label):
+    """Guards against: judge examples with a label of their own, whose verdicts nobody can read."""
+    assert label_of(verdicts) == label
+
+
+def test_another_label():
+    """Guards against: a number that is read behind the label of something else."""
+    assert parse_score("Rating: 3", "rating") == 3
+    assert parse_score("Rating: 3") is None and parse_score("Score: 3", "rating") is None
+    assert parse_score("Score: 1\n**Overall  quality** = 4/5", "overall quality") == 4
+    assert ends_with_score("Rating: 3\n", "rating") and not ends_with_score("Rating: 3\n")
+
+
+LONG = ["score " * 20_000, "Score: " * 20_000, "Score: " + "(" * 10**5, "Score: " + "1+" * 10**5]
+
+
+@pytest.mark.parametrize("text", ["a" * 10**5, "score" + " " * 10**5, "*" * 10**5 + "x", *LONG])
+def test_a_long_verdict_takes_no_time(text):
+    """Guards against: a pattern that tries every start against every end."""
+    started = time.time()
+    assert parse_score(text) is None and not ends_with_score(text + "\n")
+    assert time.time() - started < 5
 
 
 # ---- rubrics ----
@@ -161,6 +234,13 @@ def test_rubric_file(tmp_path):
             read_rubric(path)
     with pytest.raises(UserError, match="nowhere"):
         read_rubric(tmp_path / "nowhere")
+    for scale in ("from 1 to 10", "0-100", "out of 7", "n/10"):
+        path.write_text("Rate {response} to {prompt}, " + scale)
+        with pytest.raises(UserError, match="rubric.txt asks for"):
+            read_rubric(path)
+    for scale in ("from 0 to 5", "out of 5", "one point for each of 10 things, 0 to 5 in all"):
+        path.write_text("Rate {response} to {prompt}, " + scale)
+        assert scale in read_rubric(path)
 
 
 @pytest.mark.parametrize(

@@ -298,7 +298,7 @@ def test_iteration_without_pairs(run, monkeypatch, value):
     Also against: unreadable verdicts dressed up as ties or zeros.
     """
     forget(run, "t1/verdicts.jsonl")
-    monkeypatch.setattr(judge, "parse_score", lambda text: value)
+    monkeypatch.setattr(judge, "parse_score", lambda text, label: value)
     finished = Counter(r["id"] for r in read_jsonl(run / "t1" / "responses.jsonl") if r["finished"])
     tied = sum(n > 1 for n in finished.values()) if value else 0
     scored = finished.total() if value else 0
@@ -359,7 +359,7 @@ def test_real_layout(cwd, checkpoint, monkeypatch):
     write_jsonl(cwd / "ift.jsonl", questions)
     ranked = {"responses": ["good", "bad", "ugly"], "ranks": [0, 1, 2]}
     write_jsonl(cwd / "ranked.jsonl", [{"prompt": f"Ask {i}?", **ranked} for i in range(16)])
-    monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
+    monkeypatch.setattr(judge, "parse_score", lambda text, label: float(len(text) % 6))
     people = ("--ift", cwd / "ift.jsonl", "--ranked", cwd / "ranked.jsonl")
     done = command("train.py", "--model", checkpoint, *people, "--prompts", prompt_file(cwd), *FEW)
     assert done.code == 0, done.err
@@ -383,7 +383,7 @@ def test_without_held_out_prompts(cwd, checkpoint, monkeypatch):
     """
     verdict = {"response": "good", "verdict": "Score: 4"}
     write_jsonl(cwd / "eft.jsonl", [{"prompt": f"Ask {i}?", **verdict} for i in range(8)])
-    monkeypatch.setattr(judge, "parse_score", lambda text: float(len(text) % 6))
+    monkeypatch.setattr(judge, "parse_score", lambda text, label: float(len(text) % 6))
     files = ("--eft", cwd / "eft.jsonl", "--prompts", prompt_file(cwd))
     done = command("train.py", "--model", checkpoint, *files, *FEW)
     assert done.code == 0, done.err
@@ -517,7 +517,7 @@ def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     assert done.code == 0, done.err
     folder = cwd / "runs/llama"
     settings = record(folder)
-    wanted = {"world": "checked", "judge": "checklist", "near": 0.7, "beta": 0.1, "nll": 0.2}
+    wanted = {"world": "checked", "judge": "checklist", "near": 0.7, "beta": 0.1, "nll": 2.0}
     assert {name: settings[name] for name in wanted} == wanted
     # the world's requirements in seed data, judge data, new prompts and the exam
     eft = read_jsonl(folder / "t0/eft.jsonl")

@@ -4,9 +4,8 @@ In: the settings.  Out: a World.
 """
 
 from core.config import Config
-from core.files import read_texts
 from worlds.checked import checked_world
-from worlds.people import people_world, read_ift
+from worlds.people import people_world, read_eft, read_ift
 from worlds.toy import toy_world
 from worlds.world import World
 
@@ -14,7 +13,7 @@ from worlds.world import World
 def open_world(config: Config, *, toy: bool) -> World:
     """The toy, or the files of people. Raises UserError where a file cannot be read."""
     ift = read_ift(config.ift) if config.ift else None
-    eft = read_texts(config.eft, "prompt", "response", "verdict") if config.eft else None
+    eft = read_eft(config.eft, how=config.judge) if config.eft else None
     if toy:
         return toy_world(config.seed, limit=config.seed_limit, exam=config.exam, ift=ift, eft=eft)
     make = checked_world if config.world == "checked" else people_world

@@ -13,6 +13,7 @@ from zlib import crc32
 from core.config import Config
 from core.errors import UserError
 from core.files import is_text, read_lines, read_objects, read_ranked, read_texts
+from core.verdicts import LABEL, label_of, parse_score
 from worlds.world import Exam, World
 
 
@@ -28,6 +29,31 @@ def read_ift(path: str | Path) -> list[dict]:
             )
         examples.append(example)
     return examples
+
+
+def read_eft(path: str | Path, *, how: str) -> list[dict]:
+    """Judge data {"prompt", "response", "verdict"}, for a judge that is read in the way `how`.
+
+    Raises UserError where a verdict has no score from 0 to 5. Their label is the same in most of
+    them, as in "Score: 3" or "Rating: 3".
+    """
+    rows = read_texts(path, "prompt", "response", "verdict")
+    if how in ("checklist", "contrast"):
+        return rows  # of the checklist a verdict is yes or no
+    label = label_of(row["verdict"] for row in rows)
+    if how == "expected" and label != LABEL:
+        raise UserError(f"{path}: --judge expected reads 'Score: n', and not {label!r}.")
+    unreadable = []
+    for place, row in read_objects(path):
+        if parse_score(row["verdict"], label) is None:
+            unreadable.append((place, row["verdict"]))
+    if unreadable:
+        place, verdict = unreadable[0]
+        raise UserError(
+            f"{place}: the verdict has no score from 0 to 5 behind {label!r} ({verdict[-60:]!r}); "
+            f"{len(unreadable)} of {len(rows)} rows are like this. Mend them or leave them out."
+        )
+    return rows
 
 
 def first_exchange(record: dict) -> dict | None:
