@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from core.cache import KVCache, Memory
-from core.checkpoint import GPTConfig, config_to_hf, read_config, read_weights, write_checkpoint
+from core.checkpoint import read_weights, write_checkpoint
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
+from core.model_config import GPTConfig, config_to_hf, read_config
 
 # Up to so many tokens, plain attention beats the fused kernel of CPUs (docs/log.md). Beyond, its
 # T x T weights cost too much memory.

@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 from engines import decode, probe, seconds, sizes, wait_for  # noqa: E402
 
-from core.checkpoint import GPTConfig  # noqa: E402
 from core.device import multiplies_bf16, pick_device, prepare_machine  # noqa: E402
+from core.model_config import GPTConfig  # noqa: E402
 from core.records import Example  # noqa: E402
 from dpo import Objective, Recipe, dpo  # noqa: E402
 from model import GPT  # noqa: E402

@@ -1,146 +1,122 @@
-"""core/checkpoint.py: Hugging Face directories, read and written.
+"""core/checkpoint.py: the files of a Hugging Face directory, read and written.
 
-In: a folder with config.json and safetensors.  Out: a GPTConfig and tensors; and the way back.
-model.py names its modules as this layout does, so no table of names stands between the two.
+In: a folder with safetensors, and the shapes that its config.json asks for.  Out: tensors; and the
+way back. Nothing is taken for what it is not: names, shapes and dtypes are checked in the headers,
+before any weight is read. model.py names its modules as this layout does, so no table of names
+stands between the two.
 Left out on purpose: pickles (nothing is ever unpickled) and quantised weights.
 """
 
 import json
+import re
 import shutil
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import UserError
 from core.files import read_json
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
-# Every config.json must name these sizes.
-SIZES = ("vocab_size", "hidden_size", "intermediate_size")
-SIZES += ("num_hidden_layers", "num_attention_heads")
+DTYPES = ("F32", "BF16", "F16", "F64")
+COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # old files store what follows from config.json
 # These files go from a model to the model that is trained from it.
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 COPIED += ("tokenizer.model", "vocab.json", "merges.txt", "generation_config.json")
 COPIED += ("chat_template.jinja", "rubric.txt", "LICENSE")
 
 
-@dataclass
-class GPTConfig:
-    """The sizes and switches of a GPT, under the names of config.json."""
+class Stored(NamedTuple):
+    """A tensor in a file, as the file's header describes it."""
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    max_position_embeddings: int = 2048
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None
-    tie_word_embeddings: bool = True
-    model_type: str = "qwen3"
-    raw: dict = field(default_factory=dict, repr=False)  # the config.json that was read
-
-    @property
-    def qk_norm(self) -> bool:
-        return self.model_type == "qwen3"
-
-    @property
-    def qkv_bias(self) -> bool:
-        return self.model_type == "qwen2"
-
-
-def read_config(folder: Path) -> GPTConfig:
-    """A folder's config.json. Raises UserError where model.GPT cannot compute it."""
-    raw = read_json(folder / "config.json")
-    if not raw:
-        raise UserError(f"{folder} has no config.json; --model takes a Hugging Face directory.")
-    check_architecture(raw)
-    sizes = {name: raw[name] for name in SIZES}
-    heads = raw["num_attention_heads"]
-    sizes["num_key_value_heads"] = raw.get("num_key_value_heads") or heads
-    sizes["head_dim"] = raw.get("head_dim") or raw["hidden_size"] // heads
-    context = raw.get("max_position_embeddings", 2048)
-    if raw.get("use_sliding_window", raw["model_type"] == "mistral"):
-        # sliding windows are not computed: the context ends where the window does
-        context = min(context, raw.get("sliding_window") or context)
-    # transformers 5 writes rope_parameters; transformers 4 writes rope_theta and rope_scaling
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    return GPTConfig(
-        **sizes,
-        max_position_embeddings=context,
-        rms_norm_eps=raw.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta") or raw.get("rope_theta", 10000.0),
-        rope_scaling=rope or None,
-        tie_word_embeddings=raw.get("tie_word_embeddings", False),
-        model_type=raw["model_type"],
-        raw=raw,
-    )
-
-
-def check_architecture(raw: dict) -> None:
-    """Raises UserError for a config.json that model.GPT would not compute as it is meant."""
-    kind = raw.get("model_type")
-    if kind not in SUPPORTED:
-        known = ", ".join(SUPPORTED)
-        raise UserError(f"model_type {kind!r} is not supported; supported are {known}.")
-    required = {"hidden_act": "silu", "mlp_bias": False, "attention_bias": kind == "qwen2"}
-    for key, value in required.items():
-        if raw.get(key, value) != value:
-            fault = f"config.json has {key}={raw[key]!r}"
-            raise UserError(f"{fault}; for {kind} only {value!r} is supported.")
-    missing = ", ".join(name for name in SIZES if name not in raw)
-    if missing:
-        raise UserError(f"config.json lacks {missing}; it does not describe a {kind} model.")
-
-
-def config_to_hf(config: GPTConfig, dtype: torch.dtype) -> dict:
-    """The config.json to write: the one that was read, or one with the keys of transformers."""
-    raw = config.raw
-    if not raw:
-        raw = {key: value for key, value in asdict(config).items() if value is not None}
-        del raw["raw"]
-        raw["hidden_act"] = "silu"
-        raw["attention_bias"] = config.qkv_bias
-        raw["architectures"] = [config.model_type.capitalize() + "ForCausalLM"]
-    outdated = ("dtype", "torch_dtype", "quantization_config")
-    kept = {key: value for key, value in raw.items() if key not in outdated}
-    return kept | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    file: Path
+    name: str  # in the file
+    shape: list[int]
+    dtype: str
 
 
 def read_weights(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The tensors of `shapes`, by their names in model.GPT. Raises UserError where one is amiss."""
-    tensors = {name.removeprefix("model."): x for name, x in read_tensors(folder).items()}
+    stored = read_headers(folder)
+    check_stored(folder, stored, shapes)
+    tensors = {}
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        tensors |= load_file(file)
+    weights = {}
+    for name in shapes:
+        weights[name] = tensors[stored[name].name]
+        if not bool(torch.isfinite(weights[name]).all()):
+            raise UserError(f"{folder}: {name} holds numbers that are not finite.")
+    # A head that is tied to the embeddings may be stored all the same. Then it must be the same.
+    if "lm_head.weight" in stored.keys() - shapes.keys():
+        head = tensors[stored["lm_head.weight"].name]
+        if not torch.equal(head, weights["embed_tokens.weight"]):
+            raise UserError(
+                f"{folder}: lm_head.weight differs from the embeddings, but config.json says that "
+                f"they are one (tie_word_embeddings)."
+            )
+    return weights
+
+
+def check_stored(folder: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size]) -> None:
+    """Raises UserError where files and config.json disagree, before any weight is read."""
     for name, shape in shapes.items():
-        if name not in tensors or tensors[name].shape != shape:
+        if name not in stored or stored[name].shape != list(shape):
             fault = f"config.json and weights disagree, first at {name}"
             raise UserError(f"{folder}: {fault}; the checkpoint is incomplete.")
-    # some checkpoints store a head although it is tied to the embeddings: it is left out
-    return {name: tensors[name] for name in shapes}
+    for name, tensor in stored.items():
+        if name not in shapes and name != "lm_head.weight" and not COMPUTED.search(name):
+            raise UserError(
+                f"{folder}: the weights hold {name}, which config.json does not ask for; the "
+                f"checkpoint is of another kind, or quantised."
+            )
+        if tensor.dtype not in DTYPES:
+            raise UserError(
+                f"{folder}: {name} is stored as {tensor.dtype}; take a checkpoint in one of "
+                f"{', '.join(DTYPES)}."
+            )
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """All tensors of one or several safetensors files, under the names that the files use."""
+def read_headers(folder: Path) -> dict[str, Stored]:
+    """Every tensor of one or several safetensors files, under its name in model.GPT."""
     index = read_json(folder / "model.safetensors.index.json")
-    files = index.get("weight_map", {"": "model.safetensors"}).values()
-    tensors = {}
-    for name in sorted(set(files)):
-        path = folder / name
-        if not path.exists():
+    files = index.get("weight_map", {"": "model.safetensors"})
+    if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
+        raise UserError(f"{folder}/model.safetensors.index.json: 'weight_map' names no files.")
+    stored = {}
+    for name in sorted(set(files.values())):
+        if not (folder / name).exists():
             weights = "weights are read from safetensors files only"
             raise UserError(f"{folder} has no {name}; {weights}.")
+        path = inside(folder, name)
         try:
-            tensors |= load_file(path)
+            with safe_open(path, "pt") as file:
+                for key in file.keys():  # noqa: SIM118  (the file is no dict)
+                    part = file.get_slice(key)
+                    tensor = Stored(path, key, part.get_shape(), part.get_dtype())
+                    stored[key.removeprefix("model.")] = tensor
         except (SafetensorError, OSError) as error:
             fault = f"is not a readable safetensors file ({error})"
             raise UserError(f"{path} {fault}; copy or download it again.") from None
-    return tensors
+    return stored
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A file of a checkpoint. Raises UserError where its name or a link leads elsewhere.
+
+    The cache of the Hugging Face hub links its files into the folder "blobs" beside it.
+    """
+    path = (folder / name).resolve()
+    home = folder.resolve()
+    allowed = (home, home.parent.parent / "blobs")
+    if Path(name).is_absolute() or not any(path.is_relative_to(place) for place in allowed):
+        raise UserError(f"{folder / name} lies outside its folder; copy the file into it.")
+    if not path.is_file():
+        raise UserError(f"{folder / name} is not a plain file.")
+    return path
 
 
 def write_checkpoint(
@@ -155,7 +131,7 @@ def write_checkpoint(
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in COPIED if source else ():
         if (Path(source) / name).exists():
-            shutil.copy(Path(source) / name, temporary / name)
+            shutil.copy(inside(Path(source), name), temporary / name)
     if not folder.exists():
         temporary.rename(folder)
         return

@@ -8,6 +8,8 @@ Left out on purpose: streaming (every file here fits in memory), the formats of 
 
 import gzip
 import json
+import math
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -19,27 +21,69 @@ def is_text(value: object) -> bool:
     return isinstance(value, str) and value.strip() != ""
 
 
+def read_whole(path: str | Path) -> str:
+    """The text of a file (or .gz) in UTF-8, with or without a byte order mark. Raises UserError."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a plain file.")
+    try:
+        data = path.read_bytes()
+        if path.name.endswith(".gz"):
+            data = gzip.decompress(data)
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8 text (byte {error.start}); save it in that encoding."
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
+
+
 def read_lines(path: str | Path) -> list[tuple[int, str]]:
     """The lines of a text file (or .gz) that are not blank, as (line number, text)."""
-    opener = gzip.open if str(path).endswith(".gz") else open
-    try:
-        with opener(path, "rt", encoding="utf-8") as file:
-            lines = [(number, line.strip()) for number, line in enumerate(file, 1) if line.strip()]
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}).") from None
+    return lines_of(read_whole(path), path)
+
+
+def lines_of(text: str, path: str | Path) -> list[tuple[int, str]]:
+    """Lines end as those of JSON Lines do, with \\n or \\r\\n: a text may hold other breaks."""
+    lines = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            lines.append((number, line.strip()))
     if not lines:
         raise UserError(f"{path} is empty; one JSON object a line is expected.")
     return lines
 
 
-def read_objects(path: str | Path, *keys: str) -> Iterator[tuple[str, dict]]:
-    """JSON objects, one a line, each with its place: "file, line 3". Each must have all `keys`."""
-    for number, line in read_lines(path):
+def parse_json(text: str, place: str) -> object:
+    """The value of a JSON text. Raises UserError, also for a text that cannot be written again."""
+    try:
+        value = json.loads(text)
+        if "\\ud" in text.lower():  # half of a character is valid JSON, but no text
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(f"{place}: half of a character (a lone surrogate, \\ud...).") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place}: not valid JSON ({error}).") from None
+    return value
+
+
+def read_values(path: str | Path) -> Iterator[tuple[str, object]]:
+    """JSON values, one a line or all in one array, each with its place: "file, line 3"."""
+    text = read_whole(path)
+    if text.lstrip().startswith("["):
+        values = parse_json(text, f"{path}")
+        for number, value in enumerate(values, 1):
+            yield f"{path}, entry {number}", value
+        return
+    for number, line in lines_of(text, path):
         place = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{place}: not valid JSON ({error}).") from None
+        yield place, parse_json(line, place)
+
+
+def read_objects(path: str | Path, *keys: str) -> Iterator[tuple[str, dict]]:
+    """JSON objects, each with its place. Each must have all `keys`."""
+    for place, record in read_values(path):
         if not isinstance(record, dict) or not set(keys) <= record.keys():
             raise UserError(f"{place}: expected an object with the keys {', '.join(keys)}.")
         yield place, record
@@ -74,14 +118,22 @@ def read_ranked(path: str | Path) -> list[dict]:
             raise UserError(
                 f"{place}: 'responses' and 'ranks' must be lists of one length, two at least."
             )
-        are_texts = all(isinstance(text, str) for text in [group["prompt"], *texts])
-        if not are_texts or not all(isinstance(rank, int | float) for rank in ranks):
-            raise UserError(f"{place}: 'prompt' and 'responses' must be texts and 'ranks' numbers.")
+        if not all(map(is_text, [group["prompt"], *texts])) or not all(map(is_rank, ranks)):
+            raise UserError(
+                f"{place}: 'prompt' and 'responses' must be texts that are not empty, and 'ranks' "
+                f"finite numbers."
+            )
         kinds = group.get("kinds")
-        if kinds is not None and len(kinds) != len(texts):
+        if kinds is not None and not (isinstance(kinds, list) and len(kinds) == len(texts)):
             raise UserError(f"{place}: 'kinds' must be a list as long as 'responses'.")
         groups.append(group)
     return groups
+
+
+def is_rank(value: object) -> bool:
+    """Whether this is a finite number. true is none, although Python counts with it."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value)
 
 
 def read_existing(path: Path) -> list[dict]:
@@ -93,10 +145,10 @@ def read_json(path: Path) -> dict:
     """A JSON object; {} where the file is absent. Raises UserError where it is there and broken."""
     if not path.exists():
         return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}).") from None
+    value = parse_json(read_whole(path), str(path))
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected one JSON object.")
+    return value
 
 
 def write_whole(path: Path, text: str) -> None:

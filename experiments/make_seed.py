@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.checkpoint import read_config
 from core.cli import run_command
 from core.config import SEED
 from core.device import prepare_machine
 from core.files import write_whole
+from core.model_config import read_config
 from core.records import Example
 from dpo import Recipe, sft
 from model import GPT, save

@@ -28,8 +28,8 @@ import torch  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers  # noqa: E402
 
 from core.chat import Chat  # noqa: E402
-from core.checkpoint import GPTConfig  # noqa: E402
 from core.files import read_jsonl, write_jsonl  # noqa: E402
+from core.model_config import GPTConfig  # noqa: E402
 from model import GPT, save  # noqa: E402
 
 TINY = shlex.split(

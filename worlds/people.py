@@ -7,14 +7,18 @@ Left out on purpose: all turns of a conversation after the first answer, as in t
 """
 
 import random
+import re
 from pathlib import Path
 from zlib import crc32
 
 from core.config import Config
 from core.errors import UserError
-from core.files import is_text, read_lines, read_objects, read_ranked, read_texts
+from core.files import is_text, read_lines, read_objects, read_ranked, read_texts, read_values
 from core.verdicts import LABEL, label_of, parse_score
 from worlds.world import Exam, World
+
+# The first line of a file with columns, such as "id,prompt"
+TABLE = re.compile(r"(?:[\w \"]+[,;\t])*\"?(?:prompt|instruction|question)\"?(?:[,;\t]|$)", re.I)
 
 
 def read_ift(path: str | Path) -> list[dict]:
@@ -126,11 +130,20 @@ def is_message(value: object) -> bool:
 def read_prompts(path: str | Path, count: int | None = None, *, iteration: int = 1) -> list[str]:
     """The `count` prompts of one iteration, or all. Raises UserError.
 
-    One prompt a line: plain text, or a JSON object with a "prompt".
+    Plain text, one prompt a line; or JSON, one object with a "prompt" a line, or an array of such
+    objects or of texts.
     """
-    prompts = [line for _, line in read_lines(path)]
-    if prompts[0].startswith("{"):
-        prompts = prompts_of(read_texts(path, "prompt"))
+    lines = read_lines(path)
+    number, first = lines[0]
+    if first.startswith(("{", "[")):
+        prompts = [prompt_in(value, place) for place, value in read_values(path)]
+    elif TABLE.match(first):
+        raise UserError(
+            f"{path}, line {number}: {first[:60]!r} looks like the head of a table; give one "
+            f"prompt a line, or JSON objects with a 'prompt'."
+        )
+    else:
+        prompts = [line for _, line in lines]
     count = len(prompts) if count is None else count
     needed = count * iteration
     if len(prompts) < needed:
@@ -139,6 +152,14 @@ def read_prompts(path: str | Path, count: int | None = None, *, iteration: int =
             "lower --n-prompts."
         )
     return prompts[needed - count : needed]
+
+
+def prompt_in(value: object, place: str) -> str:
+    """The prompt of one JSON value: a text, or an object with a "prompt". Raises UserError."""
+    prompt = value.get("prompt") if isinstance(value, dict) else value
+    if not is_text(prompt):
+        raise UserError(f"{place}: expected a text, or an object whose 'prompt' is one.")
+    return prompt
 
 
 def gather(config: Config, ift: list[dict]) -> tuple[list[dict], list[dict]]:
