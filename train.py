@@ -48,7 +48,6 @@ from prompts import new_prompts
 from sample import Writer, respond, writing_copy
 from worlds.judge_data import Teacher, make_judge_data
 from worlds.open_world import open_world
-from worlds.people import read_prompts
 from worlds.world import World
 
 PAPER_WIDTH = 8192  # hidden size of the paper's model
@@ -150,8 +149,8 @@ class Loop:
 
     def prompt_rows(self, writer: Writer, t: int) -> list[dict]:
         c = self.config
-        if c.prompts:
-            prompts = read_prompts(c.prompts, c.n_prompts, iteration=t)
+        if self.world.given is not None:
+            prompts = self.world.given[(t - 1) * c.n_prompts : t * c.n_prompts]
             self.run.note(f"{len(prompts)} kept, from {c.prompts}")
         else:
             prompts = self.write_prompts(writer, t)
@@ -356,6 +355,8 @@ def train(
     base = None if run.model_folder(1).exists() else load(source, device=device)
     # Only now: a mistake in the settings leaves nothing behind.
     write_record(run.folder, config, variant, device)
+    for note in loop.world.notes:
+        say(note)
     self_reward(loop, base)
     seconds = time.time() - started
     report = run.folder / "report.html"

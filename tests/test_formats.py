@@ -8,9 +8,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from core.config import Config
 from core.errors import UserError
 from core.files import write_jsonl
+from worlds.open_world import open_world
 from worlds.people import read_eft, read_ift, read_oasst
+from worlds.world import World
 
 OASST_SAMPLE = ROOT.parent / "shared" / "data" / "oasst_trees_sample.jsonl"
 
@@ -40,6 +43,26 @@ ROWS = {
     ),
     "Alpaca, empty input": ({"instruction": "Add.", "input": "", "output": "3"}, "Add.", "3"),
     "Alpaca without input": ({"instruction": "Add.", "output": "3"}, "Add.", "3"),
+    "Alpaca, system": (
+        {"instruction": "Add.", "input": "1 and 2", "output": "3", "system": "Be kind."},
+        "Be kind.\n\nAdd.\n\n1 and 2",
+        "3",
+    ),
+    "Alpaca, history": (
+        {"instruction": "And 3?", "output": "6", "history": [["Add 1 and 2.", "3"], ["So?", "3"]]},
+        "Add 1 and 2.",
+        "3",
+    ),
+    "Alpaca, system and history": (
+        {"instruction": "And?", "output": "6", "history": [["Add.", "3"]], "system": "Be kind."},
+        "Be kind.\n\nAdd.",
+        "3",
+    ),
+    "Alpaca, empty history": (
+        {"instruction": "Add.", "output": "3", "history": [], "system": ""},
+        "Add.",
+        "3",
+    ),
     "messages": ({"messages": said("Why?", "So.")}, "Why?", "So."),
     "messages, system": (
         {"messages": said("Why?", "So.", system="Be kind.")},
@@ -376,3 +399,56 @@ def test_expected_scores_know_one_label(tmp_path):
     write_jsonl(tmp_path / "eft.jsonl", judged("Rating: 3", "Rating: 4"))
     with pytest.raises(UserError, match="'rating'"):
         read_eft(tmp_path / "eft.jsonl", how="expected")
+
+
+# ---- what is left out, and what is said of it ----
+
+
+def opened(tmp_path, ift=40, **settings) -> World:
+    """The world of `ift` instructions, and of the files in `settings`."""
+    rows = [{"prompt": f"Ask {i}?", "response": f"Answer {i}."} for i in range(ift)]
+    write_jsonl(tmp_path / "ift.jsonl", rows)
+    return open_world(Config(model="x", ift=str(tmp_path / "ift.jsonl"), **settings), toy=False)
+
+
+def test_a_limit_is_drawn_and_told(tmp_path):
+    """Guards against: the first rows of a file for all of it, and a cut that nobody hears of."""
+    everything = opened(tmp_path)
+    assert not everything.notes
+    rows = [row["prompt"] for row in everything.ift]
+    some = [opened(tmp_path, seed_limit=10, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = ([row["prompt"] for row in world.ift] for world in some)
+    assert first == again != other and first != rows[:10]
+    assert len(set(first)) == 10 and set(first) | set(other) <= set(rows)
+    assert some[0].notes == [
+        f"10 of {len(rows)} instruction examples are used, drawn at random (--seed-limit)"
+    ]
+
+
+def test_groups_of_equal_ranks_are_left_out(tmp_path):
+    """Guards against: judge data that call every answer the best, as nobody ranked them."""
+    groups = []
+    for i in range(20):
+        ranks = [0, 0, 0] if i % 4 == 0 else [1, 0, 2]
+        groups.append({"prompt": f"Rank {i}?", "responses": ["a", "b", "c"], "ranks": ranks})
+    write_jsonl(tmp_path / "ranked.jsonl", groups)
+    world = opened(tmp_path, ranked=str(tmp_path / "ranked.jsonl"))
+    found = [*world.groups, *world.exam.groups]
+    assert len(found) == 15 and all(len(set(group["ranks"])) == 3 for group in found)
+    assert world.notes == ["5 groups of ranked answers are left out, as all their ranks are equal"]
+
+
+def test_given_prompts_are_not_those_of_the_exam(tmp_path):
+    """Guards against: an exam whose prompts were answered and trained on."""
+    exam = opened(tmp_path).exam.prompts
+    assert len(exam) > 3
+    path = tmp_path / "prompts.txt"
+    copies = [exam[0], f"  {exam[1].upper()} ", exam[2].replace(" ", "   ")]
+    path.write_text("\n".join([*copies, *(f"New {i}?" for i in range(6))]))
+    world = opened(tmp_path, prompts=str(path), n_prompts=2, iters=3)
+    assert world.given == [f"New {i}?" for i in range(6)]
+    assert world.notes == [f"{path}: 3 prompts are left out, as the exam holds them"]
+    # the start knows what the last iteration will need
+    with pytest.raises(UserError, match="has 6 prompts .* 8 are needed .4 iterations of 2."):
+        opened(tmp_path, prompts=str(path), n_prompts=2, iters=4)
+    assert opened(tmp_path).given is None

@@ -187,7 +187,7 @@ def checked_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     A fifth of the instructions is in the exam only. Raises UserError where too few of them have an
     answer of MIN_WORDS to MAX_WORDS words.
     """
-    ift, ranked = gather(config, ift)
+    ift, ranked, notes = gather(config, ift)
     for group in ranked:
         best = group["responses"][group["ranks"].index(min(group["ranks"]))]
         ift = [*ift, {"prompt": group["prompt"], "response": best}]
@@ -210,7 +210,9 @@ def checked_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
         check_answer,
         [kind.name for kind in UNSEEN],
     )
-    return World(answers, verdicts + eft, [], prompts, exam, add_requirements)
+    return World(
+        answers, verdicts + eft, [], prompts, exam, finish_prompt=add_requirements, notes=notes
+    )
 
 
 def is_short(example: dict) -> bool:

@@ -5,7 +5,7 @@ In: the settings.  Out: a World.
 
 from core.config import Config
 from worlds.checked import checked_world
-from worlds.people import people_world, read_eft, read_ift
+from worlds.people import people_world, read_eft, read_ift, with_given_prompts
 from worlds.toy import toy_world
 from worlds.world import World
 
@@ -15,6 +15,9 @@ def open_world(config: Config, *, toy: bool) -> World:
     ift = read_ift(config.ift) if config.ift else None
     eft = read_eft(config.eft, how=config.judge) if config.eft else None
     if toy:
-        return toy_world(config.seed, limit=config.seed_limit, exam=config.exam, ift=ift, eft=eft)
-    make = checked_world if config.world == "checked" else people_world
-    return make(config, ift or [], eft or [])
+        world = toy_world(config.seed, limit=config.seed_limit, exam=config.exam, ift=ift, eft=eft)
+    elif config.world == "checked":
+        world = checked_world(config, ift or [], eft or [])
+    else:
+        world = people_world(config, ift or [], eft or [])
+    return with_given_prompts(world, config) if config.prompts else world

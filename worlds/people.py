@@ -8,12 +8,22 @@ Left out on purpose: all turns of a conversation after the first answer, as in t
 
 import random
 import re
+from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
+from core.checklist import instruction_of
 from core.config import Config
 from core.errors import UserError
-from core.files import is_text, read_lines, read_objects, read_ranked, read_texts, read_values
+from core.files import (
+    is_rank,
+    is_text,
+    read_lines,
+    read_objects,
+    read_ranked,
+    read_texts,
+    read_values,
+)
 from core.verdicts import LABEL, label_of, parse_score
 from worlds.world import Exam, World
 
@@ -29,7 +39,8 @@ def read_ift(path: str | Path) -> list[dict]:
         if example is None:
             raise UserError(
                 f"{place}: no prompt with an answer; the formats are prompt/response, "
-                "instruction/input/output, messages and conversations, and no text may be empty."
+                "instruction/input/output, messages and conversations, no text may be empty, and "
+                "no tool may speak before the first answer."
             )
         examples.append(example)
     return examples
@@ -69,6 +80,10 @@ def first_exchange(record: dict) -> dict | None:
         texts = [record["instruction"], record.get("output")]
         if record.get("input"):
             texts.insert(1, record["input"])
+        if record.get("history"):  # earlier turns, [[question, answer], ...]: the first one counts
+            texts = first_of(record["history"])
+        if record.get("system"):
+            texts.insert(0, record["system"])
     else:
         texts = [record.get("prompt"), record.get("response")]
     if len(texts) < 2 or not all(map(is_text, texts)):
@@ -77,14 +92,24 @@ def first_exchange(record: dict) -> dict | None:
     return {"prompt": "\n\n".join(texts[:-1]), "response": texts[-1]}
 
 
+def first_of(history: object) -> list:
+    """[question, answer]; [] where the history has another form."""
+    first = history[0] if isinstance(history, list) else None
+    return list(first) if isinstance(first, list) and len(first) == 2 else []
+
+
 def texts_to_first_answer(turns: list) -> list:
     """What was said up to the first answer, the answer included; [] where nobody answers."""
     texts = []
     for turn in turns:
-        if isinstance(turn, dict):
-            texts.append(turn.get("content") or turn.get("value"))
-            if (turn.get("role") or turn.get("from")) in ("assistant", "gpt"):
-                return texts
+        if not isinstance(turn, dict):
+            return []
+        speaker = turn.get("role") or turn.get("from")
+        texts.append(turn.get("content") or turn.get("value"))
+        if speaker in ("assistant", "gpt"):
+            return texts
+        if speaker not in ("system", "user", "human"):  # a tool, whose words are not the user's
+            return []
     return []
 
 
@@ -124,34 +149,22 @@ def is_message(value: object) -> bool:
     """Whether this is an Open Assistant message with a text and, if it is ranked, a number."""
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         return False
-    return isinstance(value.get("rank"), int | float | None)
+    return value.get("rank") is None or is_rank(value["rank"])
 
 
-def read_prompts(path: str | Path, count: int | None = None, *, iteration: int = 1) -> list[str]:
-    """The `count` prompts of one iteration, or all. Raises UserError.
-
-    Plain text, one prompt a line; or JSON, one object with a "prompt" a line, or an array of such
-    objects or of texts.
+def read_prompts(path: str | Path) -> list[str]:
+    """Prompts as plain text, one a line; or as JSON, objects with a "prompt" or texts, one a line
+    or in an array. Raises UserError.
     """
-    lines = read_lines(path)
-    number, first = lines[0]
+    number, first = read_lines(path)[0]
     if first.startswith(("{", "[")):
-        prompts = [prompt_in(value, place) for place, value in read_values(path)]
-    elif TABLE.match(first):
+        return [prompt_in(value, place) for place, value in read_values(path)]
+    if TABLE.match(first):
         raise UserError(
             f"{path}, line {number}: {first[:60]!r} looks like the head of a table; give one "
             f"prompt a line, or JSON objects with a 'prompt'."
         )
-    else:
-        prompts = [line for _, line in lines]
-    count = len(prompts) if count is None else count
-    needed = count * iteration
-    if len(prompts) < needed:
-        raise UserError(
-            f"{path} has {len(prompts)} prompts, but {needed} are needed by iteration {iteration}; "
-            "lower --n-prompts."
-        )
-    return prompts[needed - count : needed]
+    return [line for _, line in read_lines(path)]
 
 
 def prompt_in(value: object, place: str) -> str:
@@ -162,20 +175,51 @@ def prompt_in(value: object, place: str) -> str:
     return prompt
 
 
-def gather(config: Config, ift: list[dict]) -> tuple[list[dict], list[dict]]:
-    """Instruction data and ranked answers of all files. Raises UserError."""
+def with_given_prompts(world: World, config: Config) -> World:
+    """The world with the prompts of --prompts, but those of the exam. Raises UserError."""
+    exam = world.exam
+    held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
+    held_out = {bare_words(instruction_of(prompt)) for prompt in held_out}
+    found = read_prompts(config.prompts)
+    given = [prompt for prompt in found if bare_words(prompt) not in held_out]
+    notes = list(world.notes)
+    if len(given) < len(found):
+        count = len(found) - len(given)
+        notes.append(f"{config.prompts}: {count} prompts are left out, as the exam holds them")
+    needed = config.n_prompts * config.iters
+    if len(given) < needed:
+        raise UserError(
+            f"{config.prompts} has {len(given)} prompts that the exam does not hold, but {needed} "
+            f"are needed ({config.iters} iterations of {config.n_prompts}); lower --n-prompts or "
+            f"--iters."
+        )
+    return replace(world, given=given, notes=notes)
+
+
+def bare_words(text: str) -> str:
+    """What makes two prompts the same: their words, in small letters."""
+    return " ".join(text.lower().split())
+
+
+def gather(config: Config, ift: list[dict]) -> tuple[list[dict], list[dict], list[str]]:
+    """Instruction data, ranked answers of all files, and what was left out. Raises UserError."""
     ranked = []
     if config.oasst:
         ift_of_trees, ranked = read_oasst(config.oasst, lang=config.lang)
         ift = ift + ift_of_trees
     if config.ranked:
         ranked = read_ranked(config.ranked) + ranked
-    return ift, ranked
+    telling = [group for group in ranked if len(set(group["ranks"])) > 1]
+    notes = []
+    if len(telling) < len(ranked):
+        count = len(ranked) - len(telling)
+        notes.append(f"{count} groups of ranked answers are left out, as all their ranks are equal")
+    return ift, telling, notes
 
 
 def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     """Four fifths of all files as seed data, and the last fifth as exam. Raises UserError."""
-    ift, ranked = gather(config, ift)
+    ift, ranked, notes = gather(config, ift)
     if not (ift or ranked or config.prompts):
         sources = "--ift, --oasst, --ranked or --prompts"
         raise UserError(f"there is nothing to start from: give {sources}.")
@@ -183,17 +227,24 @@ def people_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     train_eft, _ = split_off_exam(eft)
     train_ranked, exam_ranked = split_off_exam(ranked)
 
-    # instruction data stays in the order of the file; judge data is shuffled before it is cut
+    # what is cut is drawn by the seed, not taken from the top of a file
     rng = random.Random(f"people {config.seed}")
     rng.shuffle(train_eft)
     rng.shuffle(train_ranked)
+    seed_ift = train_ift
+    if len(train_ift) > config.seed_limit:
+        seed_ift = rng.sample(train_ift, config.seed_limit)
+        notes.append(
+            f"{config.seed_limit} of {len(train_ift)} instruction examples are used, drawn at "
+            f"random (--seed-limit)"
+        )
 
     # prompts come from instruction data, or from ranked answers where there is none
     exam_prompts = prompts_of(exam_ift if ift else exam_ranked)
     train_prompts = prompts_of(train_ift or train_ranked)
     exam = Exam(exam_prompts[: config.exam], exam_ranked[: config.exam])
     train_eft = train_eft[: config.most_eft()]
-    return World(train_ift[: config.seed_limit], train_eft, train_ranked, train_prompts, exam)
+    return World(seed_ift, train_eft, train_ranked, train_prompts, exam, notes=notes)
 
 
 def split_off_exam(records: list[dict]) -> tuple[list[dict], list[dict]]:

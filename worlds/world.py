@@ -32,3 +32,5 @@ class World:
     exam: Exam
     # (instruction, key) -> prompt: what the world adds to an instruction that a model wrote
     finish_prompt: Callable[[str, str], str] | None = None
+    given: list[str] | None = None  # new prompts that people wrote (--prompts)
+    notes: Sequence[str] = ()  # what of the files was left out, and why
