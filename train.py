@@ -31,10 +31,10 @@ from core.config import SEED, CommandLine, Config, parse
 from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
-from core.files import read_existing, write_jsonl
+from core.files import write_jsonl
 from core.likeness import KnownPrompts
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
-from core.run import Run, Say, check_record, write_record
+from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
 from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -84,7 +84,7 @@ class Loop:
     """The stages of the picture.
 
     `run.keep(t, stage, make, *inputs)` returns the rows of a stage's file. If the file is missing,
-    `make(*inputs)` makes it, and `run.log` then prints the stage's line, with what `make` told
+    `make(*inputs)` makes it, and `run.finish` prints the stage's line, with what `make` told
     `run.note`. A variant of the method is a subclass that overrides one step.
     """
 
@@ -107,11 +107,12 @@ class Loop:
         note = "no seed data, so M1 is the base model"
         if answers + verdicts:
             log = sft(base, answers + verdicts, self.sft_recipe(base))  # changes the weights
-            write_jsonl(self.run.folder / "sft.jsonl", log)
+            write_jsonl(unnamed(self.run.folder / "sft.jsonl"), log)
             note = sft_note(log, len(answers), len(verdicts))
         self.run.note(note)
-        save(base, self.run.model_folder(1), source=self.config.model or SEED)
-        self.run.log(0, "sft", started)
+        save(base, unnamed(self.run.model_folder(1)), source=self.config.model or SEED)
+        files = ["sft.jsonl", "M1"] if answers + verdicts else ["M1"]
+        self.run.finish(0, "sft", started, *files)
 
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         """EFT: the judge examples of the world, and those made from answers that people ranked.
@@ -238,9 +239,9 @@ class Loop:
         t = selection.t
         started = time.time()
         log = self.train_on(model, selection)
-        save(model, self.run.model_folder(t + 1), source=self.run.model_folder(t))
-        write_jsonl(self.run.folder / f"t{t}/dpo.jsonl", log)
-        self.run.log(t, "dpo", started)
+        save(model, unnamed(self.run.model_folder(t + 1)), source=self.run.model_folder(t))
+        write_jsonl(unnamed(self.run.folder / f"t{t}/dpo.jsonl"), log)
+        self.run.finish(t, "dpo", started, f"M{t + 1}", f"t{t}/dpo.jsonl")
 
     def train_on(self, model: GPT, selection: Selection) -> list[dict]:
         """DPO on the pairs; returns the log."""
@@ -264,7 +265,7 @@ class Loop:
         c = self.config
         replay = []
         if c.replay:
-            eft = read_existing(self.run.folder / "t0/eft.jsonl")  # of judge_data
+            eft = self.run.keep(0, "eft", list)  # of judge_data: the file is there
             replay = self.verdict_examples(model, eft)
         return Objective(beta=c.beta, nll=c.nll, replay=replay, replay_size=c.replay)
 
@@ -321,7 +322,7 @@ class Loop:
         student = Student(model, writer, answering, self.judging(), self.recipe(), key)
         figures = examine(self.run, self.world, student, t)
         self.run.note(one_line(figures))
-        self.run.log(t, "exam", started)
+        self.run.finish(t, "exam", started, "metrics.jsonl")
         for line in alarm_lines(self.run.folder, t):
             self.run.say(line)
         write_report([self.run.folder])
@@ -354,9 +355,11 @@ def train(
     )
     base = None if run.model_folder(1).exists() else load(source, device=device)
     # Only now: a mistake in the settings leaves nothing behind.
+    run.lock()
+    for note in [*loop.world.notes, other_arithmetic(run.folder, device)]:
+        if note:
+            say(note)
     write_record(run.folder, config, variant, device)
-    for note in loop.world.notes:
-        say(note)
     self_reward(loop, base)
     seconds = time.time() - started
     report = run.folder / "report.html"

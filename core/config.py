@@ -60,7 +60,7 @@ class Config:
     n_prompts: int = setting(256, "new prompts per iteration", toy=1024, checked=128, least=1)
     rouge: float = setting(0.7, "ROUGE-L that refuses a new prompt; 1: copies only", toy=1.0)
     n: int = setting(4, "answers to each prompt", checked=6, least=2)
-    prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, least=0)
+    prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, checked=0.8, least=0)
     temperature: float = setting(0.7, "of answers", toy=1.0, least=0)
     top_p: float = setting(0.9, "nucleus of everything that is sampled", toy=0.95, least=0.01)
     max_new_tokens: int = setting(192, "of an answer or a prompt", toy=40, checked=128, least=1)

@@ -9,6 +9,7 @@ Left out on purpose: streaming (every file here fits in memory), the formats of 
 import gzip
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -152,10 +153,16 @@ def read_json(path: Path) -> dict:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes under a temporary name and renames: a file that is there is complete."""
+    """Writes under a temporary name and renames: a file that is there is complete.
+
+    It is on the disk before it gets its name, so that it is complete after a power cut too.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    with open(temporary, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

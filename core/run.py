@@ -3,24 +3,39 @@
 In: stages, as functions that return rows.  Out: their files, one line of text for each, and a log.
 A file is written whole or not at all, and every stage goes on from files. So a run that was stopped
 goes on at the first missing file, and ends with the same result as one that was not.
+- A stage is logged before its files get their names. A kill between the two costs the stage, which
+  is made again and logged again in the same place, and never its line.
+- The log knows the checksum of every stage. A file that was changed since is refused, not believed.
+- One process at a time: a lock names the one that writes.
 """
 
+import hashlib
 import json
+import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
-from core.config import Config
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
+from core.config import Config, flag
 from core.errors import UserError
 from core.files import read_existing, read_json, write_jsonl, write_whole
 
 Say = Callable[[str], None]
-MAY_CHANGE = {"iters", "device"}  # these settings may change when a run goes on
+# These settings may change when a run goes on. The last three change no more than rounding.
+MAY_CHANGE = {"iters", "device", "slots", "tokens", "recompute"}
+INPUTS = ("ift", "oasst", "eft", "ranked", "prompts", "rubric")  # settings that name a file
 
 
 class Run:
@@ -57,35 +72,108 @@ class Run:
     # ---- stages ----
 
     def keep(self, t: int, stage: str, make: Callable[..., list[dict]], *inputs) -> list[dict]:
-        """The rows of one stage: read from its file, or made, written and logged."""
-        path = self.folder / f"t{t}/{stage}.jsonl"
-        if not path.exists():
+        """The rows of one stage: read from its file, or made, logged and written.
+
+        Raises UserError where the file is not the one that was written.
+        """
+        name = f"t{t}/{stage}.jsonl"
+        if not (self.folder / name).exists():
             started = time.time()
-            write_jsonl(path, make(*inputs))
-            self.log(t, stage, started)
+            write_jsonl(unnamed(self.folder / name), make(*inputs))
+            self.finish(t, stage, started, name)
         # Read back, so that a fresh run and a resumed one go on from the same rows.
-        return read_existing(path)
+        self.check(t, stage, name)
+        return read_existing(self.folder / name)
+
+    def check(self, t: int, stage: str, name: str) -> None:
+        """Raises UserError where a file is not the one that its stage wrote."""
+        lines = [row for row in self.lines() if (row["t"], row["stage"]) == (t, stage)]
+        known = lines[-1].get("files", {}).get(name) if lines else None
+        if known is not None and known != checksum(self.folder / name):
+            raise UserError(
+                f"{self.folder / name} is not as its stage wrote it; delete it, and the same "
+                f"command makes it again."
+            )
 
     def note(self, text: str) -> None:
         """What a stage has to say, for its line."""
         self.notes.append(text)
 
-    def log(self, t: int, stage: str, started: float) -> None:
-        """One line for people and one for log.jsonl, with the notes since the last line."""
+    def finish(self, t: int, stage: str, started: float, *names: str) -> None:
+        """Logs a stage, and then gives its files and folders their names.
+
+        The line goes to people and to log.jsonl, with the notes since the last line.
+        """
         seconds = time.time() - started
-        notes = " | ".join(self.notes)
+        told = " | ".join(self.notes)
         self.notes.clear()
-        self.say(f"M{t} | {stage:<9} | {notes} | {seconds:.1f} s")
-        path = self.folder / "log.jsonl"
-        row = {"t": t, "stage": stage, "seconds": round(seconds, 3), "told": notes}
-        write_jsonl(path, [*read_existing(path), row])
+        self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
+        files = {}
+        for name in names:
+            if unnamed(self.folder / name).is_file():
+                files[name] = checksum(unnamed(self.folder / name))
+        line = {"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told, "files": files}
+        # a stage that is made again takes the place of its line
+        lines = [row for row in self.lines() if (row["t"], row["stage"]) != (t, stage)]
+        write_jsonl(self.folder / "log.jsonl", [*lines, line])
+        for name in names:
+            path = self.folder / name
+            if path.is_dir():  # a model whose step was not complete
+                shutil.rmtree(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unnamed(path).replace(path)
+
+    def lines(self) -> list[dict]:
+        """One object a finished stage."""
+        return read_existing(self.folder / "log.jsonl")
+
+    # ---- one process at a time ----
+
+    def lock(self) -> None:
+        """Raises UserError where another process writes here. The lock of a dead one is free.
+
+        What a dead one left half written is removed.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.locked: TextIO = open(self.folder / "lock", "a+")  # noqa: SIM115  (till the end)
+        try:
+            if fcntl is not None:
+                fcntl.flock(self.locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.locked.seek(0)
+            owner = self.locked.read().strip()
+            raise UserError(
+                f"process {owner} is writing to {self.folder}; wait for it, or stop it."
+            ) from None
+        self.locked.truncate(0)
+        self.locked.write(f"{os.getpid()}\n")
+        self.locked.flush()
+        for pattern in ("*.new", "*.tmp", "*/*.new", "*/*.tmp"):
+            for leftover in self.folder.glob(pattern):
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+
+
+def unnamed(path: Path) -> Path:
+    """Where a file or folder is written before its stage is logged."""
+    return path.with_name(path.name + ".new")
+
+
+def checksum(path: str | Path) -> str:
+    """SHA-256 of a file. Raises UserError where it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error}).") from None
 
 
 # ---- the record in config.json ----
 
 
 def check_record(folder: Path, config: Config, variant: str | None) -> None:
-    """Raises UserError where a run directory was made with other settings."""
+    """Raises UserError where a run directory was made with other settings, or from other files."""
     record = read_json(folder / "config.json")
     if not record:
         return
@@ -95,17 +183,31 @@ def check_record(folder: Path, config: Config, variant: str | None) -> None:
     names = {*before, *now} - MAY_CHANGE
     changed = sorted(name for name in names if before.get(name) != now.get(name))
     if changed:
+        changes = [f"{n} was {before.get(n)}, now {now.get(n)}" for n in changed]
         raise UserError(
-            f"{folder} was made with other settings ({', '.join(changed)}); give --run another "
+            f"{folder} was made with other settings ({', '.join(changes)}); give --run another "
             f"name or delete it."
         )
+    for name, known in record.get("inputs", {}).items():
+        path = getattr(config, name)
+        if known != checksum(path):
+            raise UserError(
+                f"{path} ({flag(name)}) was changed since {folder} began; give --run another name, "
+                f"or bring the old file back."
+            )
 
 
 def write_record(folder: Path, config: Config, variant: str | None, device: torch.device) -> None:
-    """Every setting, versions, the device and the commit."""
+    """Every setting, checksums of the files that it names, versions, the device and the commit."""
+    inputs = {}
+    for name in INPUTS:
+        path = getattr(config, name)
+        if path is not None:
+            inputs[name] = checksum(path)
     record = {
         "settings": asdict(config),
         "variant": variant,
+        "inputs": inputs,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "device": str(device),
@@ -116,8 +218,27 @@ def write_record(folder: Path, config: Config, variant: str | None, device: torc
     write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
+def other_arithmetic(folder: Path, device: torch.device) -> str | None:
+    """In words: what of the machine is not as it was when the run began, and changes rounding."""
+    record = read_json(folder / "config.json")
+    now = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
+    changes = []
+    for name, value in now.items():
+        if record.get(name, value) != value:
+            changes.append(f"{name} {record[name]}, now {value}")
+    if not changes:
+        return None
+    return (
+        f"the run began with {', '.join(changes)}; from here on it equals a run without a stop "
+        f"only up to rounding"
+    )
+
+
 def current_commit() -> str | None:
     command = ["git", "rev-parse", "HEAD"]
     here = Path(__file__).parent
-    done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, cwd=here, capture_output=True, text=True)
+    except OSError:  # no git here
+        return None
     return done.stdout.strip() or None

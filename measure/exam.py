@@ -17,7 +17,7 @@ from core.draw import Sampling
 from core.files import read_existing, write_jsonl
 from core.rankings import agreement, alike_accuracy, judge_figures, text_lengths
 from core.records import Example
-from core.run import Run
+from core.run import Run, unnamed
 from core.statistics import mean
 from dpo import Recipe, reference_logps
 from judge import Judging, judge_answers, judge_ranked, with_rewards
@@ -47,7 +47,8 @@ class Student:
 def examine(run: Run, world: World, student: Student, t: int) -> dict:
     """Examines M_t, which was not examined yet, and writes its files. Returns the figures.
 
-    The row of metrics.jsonl comes last: it says that the exam is complete.
+    The row of metrics.jsonl comes last: it says that the exam is complete. `run.finish` gives the
+    file its name.
     """
     figures, answers, rewards = measure(student, world.exam)
     figures |= progress(run.folder, t, student, world.exam, answers, rewards)
@@ -57,7 +58,7 @@ def examine(run: Run, world: World, student: Student, t: int) -> dict:
     write_jsonl(run.folder / "exam/ranked.jsonl", world.exam.groups)
     write_jsonl(run.folder / f"exam/own-M{t}.jsonl", own_groups(world.exam, answers))
     row = {"model": f"M{t}", "t": t, **figures}
-    write_jsonl(run.folder / "metrics.jsonl", [*run.metrics(), row])
+    write_jsonl(unnamed(run.folder / "metrics.jsonl"), [*run.metrics(), row])
     return figures
 
 

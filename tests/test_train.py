@@ -43,7 +43,7 @@ from worlds import toy
 from worlds.open_world import open_world
 
 QUICK = shlex.split("--iters 1 --n-prompts 4 --n 2 --k 1 --seed-limit 8 --exam 4 --batch-size 16")
-TIMED = ("config.json", "log.jsonl", "metrics.jsonl", "report.html")
+TIMED = ("config.json", "log.jsonl", "metrics.jsonl", "report.html", "lock")
 VARIANTS = "experiments/variants.py"
 TEXTS = ["prompts", "responses", "verdicts", "pairs", "dpo"]
 
@@ -234,6 +234,10 @@ def test_half_written_files_are_not_taken_for_whole(finished, run):
     (run / "M2.tmp").mkdir()
     (run / "M2.tmp" / "model.safetensors").write_bytes(b"half")
     (run / "t1" / "dpo.jsonl.tmp").write_text('{"st')
+    (run / "t1" / "dpo.jsonl.new").write_text('{"step": 0}\n')
+    (run / "M2.new.tmp").mkdir()
+    (run / "M2.new").mkdir()
+    (run / "M2.new" / "model.safetensors").write_bytes(b"half")
     assert command("train.py", *TINY).code == 0
     assert results(run) == results(finished / "runs" / "toy")
 
@@ -276,13 +280,13 @@ def test_a_variant_is_another_setting(finished, run):
     Both ways: a variant goes on with no plain run, and no plain run with a variant's.
     """
     before = results(run)
-    assert_refused(command(VARIANTS, "ipo", *TINY), "other settings (variant)")
+    assert_refused(command(VARIANTS, "ipo", *TINY), "other settings (variant was ")
     assert results(run) == before
     started = ("--run", "x", "--iters", 0)
     assert command(VARIANTS, "length-control", *QUICK, *started).code == 0
     before = results(run.parent / "x")
     for script in (["train.py"], [VARIANTS, "ipo"], [VARIANTS, "length-control=0.3"]):
-        assert_refused(command(*script, *QUICK, *started), "other settings (variant)")
+        assert_refused(command(*script, *QUICK, *started), "other settings (variant was ")
     assert results(run.parent / "x") == before
     done = command(VARIANTS, "length-control=0.2", *QUICK, *started)
     assert done.code == 0 and "finished" in done.out, "0.2 is the value that is left out above"
