@@ -301,12 +301,16 @@ class Loop:
 
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
-        lr = c.sft_lr or PAPER_SFT_LR * PAPER_WIDTH / model.config.hidden_size
+        lr = c.sft_lr
+        if lr is None:
+            lr = PAPER_SFT_LR * PAPER_WIDTH / model.config.hidden_size
         return replace(self.recipe(), epochs=c.sft_epochs, lr=lr, lr_end=lr / 5, seed=c.seed)
 
     def dpo_recipe(self, model: GPT, t: int) -> Recipe:
         c = self.config
-        lr = c.dpo_lr or PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
+        lr = c.dpo_lr
+        if lr is None:
+            lr = PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
         seed = 1000 * t + c.seed  # another order of the pairs in each iteration, and for each seed
         return replace(self.recipe(), epochs=c.dpo_epochs, lr=lr, lr_end=lr / 10, seed=seed)
 

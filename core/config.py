@@ -20,13 +20,22 @@ STYLES = ("auto", "verdict", "score")
 WEIGHTS = ("examples", "tokens")
 READINGS = ("sampled", "expected", "checklist", "contrast")
 WORLDS = ("people", "checked")
+Bounds = tuple[float, float]  # the least and the largest value
+COUNT = (1, 1_000_000)
+AMOUNT = (0, 1_000_000)
+TIMES = (1, 1000)
+SHARE = (0.01, 1)
+WARMTH = (0, 100)  # of temperatures
+RATE = (1e-12, 1)
 
 
-def setting(default, text: str, *, toy=None, checked=None, least: float | None = None, one_of=()):
+def setting(
+    default, text: str, *, toy=None, checked=None, within: Bounds | None = None, one_of=()
+) -> Field:
     """A field with its help text, the defaults of worlds that differ, and what is allowed."""
     metadata = {"help": text, "toy": default if toy is None else toy}
     metadata["checked"] = default if checked is None else checked
-    return field(default=default, metadata=metadata | {"least": least, "one_of": one_of})
+    return field(default=default, metadata=metadata | {"within": within, "one_of": one_of})
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class Config:
     # ---- the run ----
     model: str | None = setting(None, "base model M_0, a Hugging Face directory (default: seed/)")
     run: str | None = setting(None, "the files go to runs/NAME (default: the model's name, or toy)")
-    iters: int = setting(3, "iterations; 3 make M_2, M_3 and M_4", least=0)
+    iters: int = setting(3, "iterations; 3 make M_2, M_3 and M_4", within=(0, 1000))
     seed: int = setting(0, "names all randomness; the same seed draws the same texts")
 
     # ---- what people wrote (docs/real-model.md) ----
@@ -48,22 +57,28 @@ class Config:
     eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
     ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
     prompts: str | None = setting(None, "new prompts from this file; the model writes none")
-    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=800, least=0)
-    eft_limit: int | None = setting(None, "most EFT examples (default: seed-limit)", checked=0)
-    exam: int = setting(
-        32, "held-out prompts, and groups of ranked answers", toy=400, checked=64, least=1
+    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=800, within=AMOUNT)
+    eft_limit: int | None = setting(
+        None, "most EFT examples (default: seed-limit)", checked=0, within=AMOUNT
     )
-    exam_n: int = setting(1, "answers to each of these prompts", checked=4, least=1)
+    exam: int = setting(
+        32, "held-out prompts, and groups of ranked answers", toy=400, checked=64, within=COUNT
+    )
+    exam_n: int = setting(1, "answers to each of these prompts", checked=4, within=COUNT)
 
     # ---- new prompts and answers ----
     # M_t writes both.
-    n_prompts: int = setting(256, "new prompts per iteration", toy=1024, checked=128, least=1)
-    rouge: float = setting(0.7, "ROUGE-L that refuses a new prompt; 1: copies only", toy=1.0)
-    n: int = setting(4, "answers to each prompt", checked=6, least=2)
-    prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, checked=0.8, least=0)
-    temperature: float = setting(0.7, "of answers", toy=1.0, least=0)
-    top_p: float = setting(0.9, "nucleus of everything that is sampled", toy=0.95, least=0.01)
-    max_new_tokens: int = setting(192, "of an answer or a prompt", toy=40, checked=128, least=1)
+    n_prompts: int = setting(256, "new prompts an iteration", toy=1024, checked=128, within=COUNT)
+    rouge: float = setting(
+        0.7, "ROUGE-L that refuses a new prompt; 1: copies only", toy=1.0, within=SHARE
+    )
+    n: int = setting(4, "answers to each prompt", checked=6, within=(2, 1000))
+    prompt_temperature: float = setting(0.6, "of new prompts", toy=1.0, checked=0.8, within=WARMTH)
+    temperature: float = setting(0.7, "of answers", toy=1.0, within=WARMTH)
+    top_p: float = setting(0.9, "nucleus of everything that is sampled", toy=0.95, within=SHARE)
+    max_new_tokens: int = setting(
+        192, "of an answer or a prompt", toy=40, checked=128, within=COUNT
+    )
 
     # ---- the judge ----
     # It is M_t itself.
@@ -71,35 +86,46 @@ class Config:
     judge: str = setting(
         "sampled", "how a score is read (docs/real-model.md)", checked="contrast", one_of=READINGS
     )
-    k: int = setting(3, "verdicts on each answer; their mean is its reward", least=1)
-    judge_temperature: float = setting(0.7, "of verdicts", least=0)
-    max_verdict_tokens: int = setting(192, "limit of a verdict", toy=32, least=1)
+    k: int = setting(3, "verdicts on each answer; their mean is its reward", within=TIMES)
+    judge_temperature: float = setting(0.7, "of verdicts", within=WARMTH)
+    max_verdict_tokens: int = setting(192, "limit of a verdict", toy=32, within=COUNT)
     eft_style: str = setting("auto", "judge data from ranked answers", one_of=STYLES)
 
     # ---- SFT ----
-    sft_epochs: int = setting(1, "passes over the seed data", least=1)
-    sft_lr: float | None = setting(None, "default: 5.5e-6 x 8192 / width", toy=2e-3, checked=2e-4)
+    sft_epochs: int = setting(1, "passes over the seed data", within=TIMES)
+    sft_lr: float | None = setting(
+        None, "default: 5.5e-6 x 8192 / width", toy=2e-3, checked=2e-4, within=RATE
+    )
     sft_weight: str = setting("examples", "what weighs the same", toy="tokens", one_of=WEIGHTS)
 
     # ---- pairs and DPO ----
     near: float | None = setting(
-        None, "pairs with this share of the widest gap: the nearest in length", checked=0.7, least=0
+        None,
+        "pairs with this share of the widest gap: the nearest in length",
+        checked=0.7,
+        within=(0, 1),
     )
     confident: float = setting(
-        1.0, "share of the pairs that is used: the widest gaps in rewards", checked=0.5, least=0.01
+        1.0, "share of the pairs that is used: the widest gaps", checked=0.5, within=SHARE
     )
-    beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, least=0)
-    nll: float = setting(0.0, "weight of the chosen answer's NLL", toy=1.0, checked=2.0, least=0)
-    dpo_epochs: int = setting(1, "passes over the pairs", toy=3, checked=2, least=1)
-    dpo_lr: float | None = setting(None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=1e-4)
-    batch_size: int = setting(16, "examples or pairs per step", toy=32, checked=8, least=1)
-    dropout: float = setting(0.0, "on the residual branches, in training (paper: 0.1)", least=0)
-    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, least=0)
+    beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, within=AMOUNT)
+    nll: float = setting(
+        0.0, "weight of the chosen answer's NLL", toy=1.0, checked=2.0, within=AMOUNT
+    )
+    dpo_epochs: int = setting(1, "passes over the pairs", toy=3, checked=2, within=TIMES)
+    dpo_lr: float | None = setting(
+        None, "default: 1e-6 x 8192 / width", toy=1e-3, checked=1e-4, within=RATE
+    )
+    batch_size: int = setting(16, "examples or pairs per step", toy=32, checked=8, within=COUNT)
+    dropout: float = setting(
+        0.0, "on the residual branches, in training (paper: 0.1)", within=(0, 0.9)
+    )
+    replay: int = setting(0, "seed judge examples in each DPO step", toy=24, within=AMOUNT)
 
     # ---- sizes of the machine ----
     # They change speed and memory. They do not change the method.
-    slots: int = setting(128, "texts that are written side by side", toy=1024, least=1)
-    tokens: int = setting(1024, "tokens of one pass in training", toy=2048, least=1)
+    slots: int = setting(128, "texts that are written side by side", toy=1024, within=COUNT)
+    tokens: int = setting(1024, "tokens of one pass in training", toy=2048, within=COUNT)
     recompute: bool = setting(False, "keep less in training; a quarter slower")
     device: str = setting("auto", "auto, cpu, cuda or mps")
     dtype: str = setting("auto", "arithmetic: auto, fp32, bf16; weights stay fp32", toy="fp32")
@@ -107,10 +133,6 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_setting(f, getattr(self, f.name))
-        for name in ("near", "confident"):
-            share = getattr(self, name)
-            if share is not None and not share <= 1:  # not a number is refused too
-                raise UserError(f"{flag(name)} must be at most 1, not {share}.")
 
     def most_eft(self) -> int:
         """The most judge examples."""
@@ -123,12 +145,17 @@ def flag(name: str) -> str:
 
 def check_setting(f: Field, value: object) -> None:
     """Raises UserError where a value is not allowed."""
-    least = f.metadata["least"]
     one_of = f.metadata["one_of"]
-    if None not in (least, value) and value < least:
-        raise UserError(f"{flag(f.name)} must be at least {least}, not {value}.")
     if one_of and value not in one_of:
         raise UserError(f"{flag(f.name)} must be one of {', '.join(one_of)}, not {value!r}.")
+    if value is None or f.metadata["within"] is None:
+        return
+    least, most = f.metadata["within"]
+    # what is not a number fails every comparison
+    if not value >= least:
+        raise UserError(f"{flag(f.name)} must be at least {least}, not {value}.")
+    if not value <= most:
+        raise UserError(f"{flag(f.name)} must be at most {most}, not {value}.")
 
 
 def settings_of(world: str) -> dict:

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.errors import UserError
+
 # The nucleus of nearly every row lies among its 32 likeliest tokens. Else 1,024, then all.
 NUCLEUS_LOOKS = (32, 1024)
 
@@ -32,6 +34,18 @@ class Sampling:
     n: int = 1  # texts for each prompt
     slots: int = 64  # texts that are written side by side
     stop: Callable[[str], bool] | None = None  # ends a text; it is asked whenever a line ends
+
+    def __post_init__(self):
+        """Raises UserError for numbers that would draw nothing, or nonsense."""
+        # what is not a number fails every comparison
+        if not 0 <= self.temperature <= 100:
+            raise UserError(f"a temperature must be from 0 to 100, not {self.temperature}.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p must be above 0 and at most 1, not {self.top_p}.")
+        counts = {"tokens": self.max_new_tokens, "texts": self.n, "slots": self.slots}
+        for name, count in counts.items():
+            if not 1 <= count <= 10_000_000:
+                raise UserError(f"the number of {name} must be at least 1, not {count}.")
 
 
 def uniforms(keys: Sequence[str], count: int) -> Tensor:

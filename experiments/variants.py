@@ -15,6 +15,7 @@ from dataclasses import Field, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import ClassVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -66,6 +67,10 @@ def smoothed_loss(share: float) -> Callable[..., Tensor]:
 class Ipo(Loop):
     """IPO: the margin has a goal and stops there (Azar et al. 2023)."""
 
+    def __post_init__(self):
+        if self.config.beta == 0:
+            raise UserError("ipo divides by --beta, so it must be above 0.")
+
     def objective(self, model: GPT, selection: Selection) -> Objective:
         return replace(super().objective(model, selection), loss=ipo_loss)
 
@@ -75,6 +80,7 @@ class LabelSmoothing(Loop):
     """cDPO: a share of the pairs may be the wrong way round (Mitchell 2023)."""
 
     share: float = 0.1
+    most: ClassVar[float] = 0.5  # beyond, the labels are turned round
 
     def objective(self, model: GPT, selection: Selection) -> Objective:
         return replace(super().objective(model, selection), loss=smoothed_loss(self.share))
@@ -121,6 +127,7 @@ class LengthControl(Loop):
     """
 
     rho: float = 0.2
+    most: ClassVar[float] = 1.0
 
     def choose(self, group: list[Candidate]) -> Pair | None:
         scored = [y for y in group if y.reward is not None]
@@ -255,6 +262,10 @@ class OracleJudge(Loop):
 class NoJudgeData(Loop):
     """No judge examples: the paper's judge then cannot keep the format."""
 
+    def __post_init__(self):
+        if self.config.eft:
+            raise UserError("no-judge-data and --eft exclude each other; leave out one of them.")
+
     def judge_data(self, base: GPT, answers: list[Example]) -> list[dict]:
         self.run.note("no judge examples, as this variant says")
         return self.run.keep(0, "eft", list)  # a stage that makes no rows
@@ -267,6 +278,8 @@ class FixedPromptWriter(Loop):
     folder: str | None = None
 
     def __post_init__(self):
+        if self.config.prompts:
+            raise UserError("fixed-prompt-writer and --prompts exclude each other; leave out one.")
         self.other_writer = load_writer(self.folder, self.device, self.dtype)
 
     def write_prompts(self, writer: Writer, t: int) -> list[str]:
@@ -443,17 +456,17 @@ def loop_of(text: str) -> tuple[str, partial]:
     if not value and setting.default is None:
         raise UserError(f"variant {name} needs a {setting.name}: {name}={setting.name.upper()}.")
     if setting.type is float:
-        value = number(name, value) if equals else setting.default
+        value = number(name, value, variant.most) if equals else setting.default
     return f"{name}={value}", partial(variant, **{setting.name: value})
 
 
-def number(name: str, text: str) -> float:
+def number(name: str, text: str, most: float) -> float:
     try:
         value = float(text)
     except ValueError:
         raise UserError(f"variant {name} takes a number, not {text!r}.") from None
-    if value < 0:
-        raise UserError(f"variant {name} must be at least 0, not {value}.")
+    if not 0 <= value <= most:  # what is not a number is refused too
+        raise UserError(f"variant {name} must be from 0 to {most}, not {value}.")
     return value
 
 
