@@ -102,6 +102,8 @@ def head_to_head(points: Sequence[float], ours: Answers, theirs: Answers) -> dic
 def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
     """Both models answer the prompts; the truth scores the answers, or a model compares them."""
     prompts = read_prompts(args.prompts)[: args.count]
+    if args.judge == "oracle":
+        check_tasks(prompts, args.prompts)
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     ours = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
     theirs = respond(load_writer(args.theirs, device), prompts, sampling, key=f"{args.seed}")
@@ -119,6 +121,16 @@ def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
         report = head_to_head(points, ours, theirs)
         report["by_score"] = head_to_head(by_score(our_scores, their_scores), ours, theirs)
     return {"judge": args.judge, **report, "scores": [mean(our_scores), mean(their_scores)]}
+
+
+def check_tasks(prompts: Sequence[str], path: str) -> None:
+    """Raises UserError for prompts that are no tasks of the toy: nobody knows their truth."""
+    for prompt in prompts:
+        if oracle(prompt, "") is None:
+            raise UserError(
+                f"{path}: oracle knows the truth of the toy's tasks only, and {prompt[:60]!r} is "
+                f"none; give a model as --judge."
+            )
 
 
 def model_scores(judge: Writer, answers: Answers, judging: Judging) -> list[float | None]:

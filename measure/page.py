@@ -6,7 +6,7 @@ Every text of a model is escaped: no answer can become part of the page. No torc
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 
@@ -64,21 +64,46 @@ def page(runs: Sequence[RunFiles]) -> str:
     """All of the first run; the others join its curves and, without the controls, its table."""
     run = runs[0]
     subjects = [run for run in runs if not run.control]
-    sections = ["<p>No model has been measured yet.</p>"]
+    sections = [damage_section(runs)]
     if run.models:
-        sections = [headline_section(run), loop_section(run), alarm_section(run)]
-        sections += [curve_section(runs), kind_section(runs), table_section(subjects)]
-        sections += [judge_section(run)]
-        sections += [funnel_section(run), training_section(run), example_section(run)]
-        sections += [before_after_section(run), record_section(run)]
+        for section in (headline_section, loop_section, alarm_section):
+            sections.append(as_far_as_it_goes(section, run))
+        for section in (curve_section, kind_section):
+            sections.append(as_far_as_it_goes(section, runs))
+        sections.append(as_far_as_it_goes(table_section, subjects))
+        for section in (judge_section, funnel_section, training_section, example_section):
+            sections.append(as_far_as_it_goes(section, run))
+        for section in (before_after_section, record_section):
+            sections.append(as_far_as_it_goes(section, run))
+    else:
+        sections.append("<p>No model has been measured yet.</p>")
     title = escape("Self-rewarding run " + ", ".join(run.name for run in subjects))
-    machine = f"{run.record['device']}, torch {run.record['torch']}"
+    seed = run.record["settings"].get("seed")
+    machine = f"{run.record.get('device')}, torch {run.record.get('torch')}, seed {seed}"
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{title}</title><style>\n{STYLE}</style><h1>{title}</h1>"
-        f"<p>{machine}, seed {run.record['settings']['seed']}</p>{''.join(sections)}</html>\n"
+        f"<p>{escape(machine)}</p>{''.join(sections)}</html>\n"
     )
+
+
+def as_far_as_it_goes(section: Callable[..., str], subject: RunFiles | Sequence[RunFiles]) -> str:
+    """A section; where a file holds something else than train.py writes, a sentence instead."""
+    try:
+        return section(subject)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        name = section.__name__.removesuffix("_section").replace("_", " ")
+        fault = escape(f"{type(error).__name__}: {error}"[:200])
+        return (
+            f"<h2>{name}</h2><p>The files of this run do not hold what is shown here ({fault}).</p>"
+        )
+
+
+def damage_section(runs: Sequence[RunFiles]) -> str:
+    """What could not be read."""
+    faults = [escape(fault) for run in runs for fault in run.damaged]
+    return f"<p>Left out: {'<br>'.join(faults)}</p>" if faults else ""
 
 
 def headline_section(run: RunFiles) -> str:
@@ -294,7 +319,7 @@ def first_samples(answers: Sequence[dict]) -> list[dict]:
 def exam_answer(model: str, answer: dict) -> str:
     scores = f"given {figure_text(answer['self_score'])}"
     if answer["true_score"] is not None:
-        scores += f", true {answer['true_score']}"
+        scores += f", true {escape(str(answer['true_score']))}"
     return f"<h3>{model} &middot; {scores}</h3>{preformatted(answer['response'], 3000)}"
 
 

@@ -4,9 +4,11 @@ In: the directory that train.py writes.  Out: its files as lists of JSON objects
 not there yet is an empty list, so this works in the middle of a run.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from core.errors import UserError
 from core.files import read_existing, read_json
 from core.records import votes_by_text
 from core.statistics import mean
@@ -35,22 +37,43 @@ class RunFiles(NamedTuple):
     exam: dict[int, Records]  # t -> the held-out answers of M_t
     iterations: dict[int, IterationFiles]  # t -> the stages from M_t to M_{t+1}
     control: bool = False  # others are compared with it: it is grey in the charts
+    damaged: Sequence[str] = ()  # what could not be read, and why
 
 
 def load_run(folder: Path) -> RunFiles:
-    """Reads a run. Raises UserError where a file is not JSON."""
-    models = read_existing(folder / "metrics.jsonl")
+    """Reads a run. Raises UserError where it is none.
+
+    What is damaged counts as empty, and is named. The models are the rows of metrics.jsonl that
+    have a number.
+    """
+    record = read_json(folder / "config.json")
+    if not isinstance(record.get("settings"), dict):
+        raise UserError(f"{folder} is no run of train.py: its config.json has no settings.")
+    damaged: list[str] = []
+
+    def rows_of(name: str) -> Records:
+        try:
+            return read_existing(folder / name)
+        except UserError as error:
+            damaged.append(str(error))
+            return []
+
+    models = []
+    for row in rows_of("metrics.jsonl"):
+        if isinstance(row.get("t"), int):
+            models.append(row | {"model": f"M{row['t']}"})
+        else:
+            damaged.append(f"{folder}/metrics.jsonl: a model without a number is left out.")
     exam = {}
     iterations = {}
     for t in [figures["t"] for figures in models]:
-        exam[t] = read_existing(folder / f"exam/M{t}.jsonl")
-        if (folder / f"t{t}").exists():
-            paths = [folder / f"t{t}/{stage}.jsonl" for stage in IterationFiles._fields]
-            iterations[t] = IterationFiles(*map(read_existing, paths))
-    record = read_json(folder / "config.json")
-    log = read_existing(folder / "log.jsonl")
-    sft = read_existing(folder / "sft.jsonl")
-    return RunFiles(folder.name, record, models, log, sft, exam, iterations)
+        exam[t] = rows_of(f"exam/M{t}.jsonl")
+        if (folder / f"t{t}").is_dir():
+            stages = [f"t{t}/{stage}.jsonl" for stage in IterationFiles._fields]
+            iterations[t] = IterationFiles(*map(rows_of, stages))
+    log = rows_of("log.jsonl")
+    sft = rows_of("sft.jsonl")
+    return RunFiles(folder.name, record, models, log, sft, exam, iterations, damaged=damaged)
 
 
 def answer_rewards(files: IterationFiles) -> dict[tuple[int, int], float]:

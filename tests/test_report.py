@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, assert_refused, command
 
 from measure.alarms import alarms
 from measure.charts import Point, curve, line_chart, round_ticks
@@ -569,3 +569,58 @@ def test_in_a_browser(folder, tmp_path, width):
     title = re.search(r"<title>(\d+)</title>", done.stdout)
     assert title, done.stderr[-500:]
     assert int(title[1]) <= max(width, 500), "Chromium's own smallest window is 500 wide"
+
+
+# ---- damaged and foreign files ----
+
+FILES = ["metrics.jsonl", "log.jsonl", "sft.jsonl", "exam/M1.jsonl", "exam/M2.jsonl"]
+FILES += [f"t1/{stage}.jsonl" for stage in ("prompts", "responses", "verdicts", "pairs", "dpo")]
+DAMAGE = {
+    "cut off": lambda text: text[: len(text) // 2],
+    "no JSON": lambda text: "these are no rows\n",
+    "bytes": lambda text: "\ufffd\0" * 50,
+    "numbers": lambda text: "1\n2\n",
+    "other keys": lambda text: '{"a": 1}\n' * 3,
+    "nulls": lambda text: text.replace(": ", ": null, "),
+    "texts for numbers": lambda text: re.sub(r": -?\d[\d.e-]*", ': "x"', text),
+    "lists for texts": lambda text: re.sub(r': "[^"]*"', ": []", text),
+    "evil texts": lambda text: re.sub(r': "[^"]*"', f": {json.dumps(EVIL)}", text),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files(folder, name, damage):
+    """Guards against: a traceback instead of a page, and a page that hides what is missing.
+
+    Whatever a file holds, nothing of it becomes part of the page.
+    """
+    path = folder / name
+    text = DAMAGE[damage](path.read_text())
+    path.write_text(text)
+    html = write_report([folder]).read_text()
+    parser = Balanced()
+    parser.feed(html)
+    assert parser.open == [] and parser.fetched == []
+    assert "<img" not in html and "<h1>Self-rewarding run" in html
+    if damage in ("no JSON", "bytes", "numbers"):
+        assert f"Left out: {folder}/{name}" in html
+
+
+def test_evil_record(tmp_path):
+    """Guards against: a device, a seed or the name of a model that becomes part of the page."""
+    folder = fake_run(tmp_path / "a")
+    record = {"device": EVIL, "torch": EVIL, "settings": {"seed": EVIL, EVIL: EVIL}}
+    (folder / "config.json").write_text(json.dumps(record))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [row | {"model": EVIL} for row in rows]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    html = write_report([folder]).read_text()
+    assert "<img" not in html and html.count("&lt;img") >= 4 and "<td>M4 exam" not in html
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", "{", '{"settings": 3}', '{"model_type": "llama"}'])
+def test_a_folder_that_is_no_run(tmp_path, record):
+    """Guards against: a traceback for the folder of a model, or of something else."""
+    (tmp_path / "config.json").write_text(record)
+    assert_refused(command("report.py", tmp_path), "config.json")
