@@ -144,14 +144,23 @@ def judge_answers(
     """{y} -> verdicts, as rows {"id", "sample", "vote", "text", "score"}. Score None is unreadable.
 
     A judge that writes nothing adds what it read: "digits", or "yes" for each requirement.
-    An answer that never ended is not judged. Of answers to one prompt that read the same, only the
+    An answer that never ended is not judged, and one that is too long for the judge cannot be read.
+    Of answers to one prompt that read the same, only the
     first is judged, for all of them: see with_rewards.
     """
     first: dict[tuple[int, str], Candidate] = {}
     for y in candidates:
         if y.finished:
             first.setdefault((y.id, y.response), y)
-    judged = list(first.values())
+    # 1) what is too long for the judge cannot be read
+    asked = [what_is_read(writer.chat, y, judging) for y in first.values()]
+    new_tokens = judging.sampling.max_new_tokens if judging.how == "sampled" else 0
+    fitting = writer.that_fit(asked, new_tokens)
+    answers = list(first.values())
+    judged = [answers[i] for i in fitting]
+    too_long = [answers[i] for i in sorted({*range(len(answers))} - {*fitting})]
+    unread = [verdict_row(y, 0, "") | {"score": None} for y in too_long]
+    # 2) numbers that need no words
     if judging.how != "sampled":
         read_scores = {
             "expected": expected_scores,
@@ -159,26 +168,42 @@ def judge_answers(
             "contrast": contrast_scores,
         }
         rows = read_scores[judging.how](writer, judged, judging, label)
-        return [verdict_row(y, 0, "") | row for y, row in zip(judged, rows, strict=True)]
-    prompts = judge_prompts(writer.chat, judged, judging)
+        return [verdict_row(y, 0, "") | row for y, row in zip(judged, rows, strict=True)] + unread
+    # 3) written verdicts
     sampling = replace(judging.sampling, stop=partial(ends_with_score, label=judging.label))
     keys = [f"{key} {y.id}.{y.sample}" for y in judged]
-    groups = generate(writer, prompts, sampling, keys, label=label)
+    groups = generate(writer, [asked[i] for i in fitting], sampling, keys, label=label)
     verdicts = []
     for y, group in zip(judged, groups, strict=True):
         for vote, completion in enumerate(group):
             text = writer.chat.decode(completion.tokens).strip()
             score = parse_score(text, judging.label)
             verdicts.append(verdict_row(y, vote, text) | {"score": score})
-    return verdicts
+    return verdicts + unread
+
+
+def what_is_read(chat: Chat, y: Candidate, judging: Judging) -> list[int]:
+    """The longest text that a judge reads to score an answer."""
+    if judging.how == "contrast":
+        return chat.prompt(y.prompt) + answer_ids(chat, y)
+    if judging.how == "checklist":
+        return max((chat.prompt(question) for question in questions(y, judging)), key=len)
+    return chat.prompt(judge_text(judging.rubric, y.prompt, y.response))
+
+
+def questions(y: Candidate, judging: Judging) -> list[str]:
+    """What the checklist asks: each requirement of the prompt, or the prompt itself."""
+    requirements = requirements_of(y.prompt) or [y.prompt]
+    return [judge_text(judging.rubric, one, y.response) for one in requirements]
+
+
+def answer_ids(chat: Chat, y: Candidate) -> list[int]:
+    """As they were drawn; the answers of a file were not."""
+    return y.tokens or chat.response(y.response) + [chat.eos]
 
 
 def verdict_row(y: Candidate, vote: int, text: str) -> dict:
     return {"id": y.id, "sample": y.sample, "vote": vote, "text": text}
-
-
-def judge_prompts(chat: Chat, judged: Sequence[Candidate], judging: Judging) -> list[list[int]]:
-    return [chat.prompt(judge_text(judging.rubric, y.prompt, y.response)) for y in judged]
 
 
 # ---- judges that write nothing ----
@@ -193,7 +218,7 @@ def expected_scores(
     read. The score is None where the six digits together are less likely than everything else.
     """
     score_start, digit_ids = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
-    prompts = [prompt + score_start for prompt in judge_prompts(writer.chat, judged, judging)]
+    prompts = [what_is_read(writer.chat, y, judging) + score_start for y in judged]
     slots = judging.sampling.slots
     probs = next_probs(writer, prompts, digit_ids, slots=slots, label=label)  # (P,6)
     means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)  # (P,)
@@ -216,9 +241,8 @@ def checklist_scores(
     _, answer_ids = alternatives(writer.chat, ["yes", "no"])
     groups = []
     for y in judged:
-        requirements = requirements_of(y.prompt) or [y.prompt]
-        questions = [judge_text(judging.rubric, one, y.response) for one in requirements]
-        groups.append([Example(writer.chat.prompt(question), []) for question in questions])
+        group = [Example(writer.chat.prompt(one), []) for one in questions(y, judging)]
+        groups.append(group)
     rows = []
     for probs in group_probs(writer, groups, answer_ids, label):  # (Q,2) each
         both = probs.sum(-1)
@@ -272,7 +296,7 @@ def contrast_scores(
     with_list = []
     without = []
     for y in judged:
-        tokens = y.tokens or writer.chat.response(y.response) + [writer.chat.eos]
+        tokens = answer_ids(writer.chat, y)
         bare = instruction_of(y.prompt) if requirements_of(y.prompt) else ""
         with_list.append(Example(writer.chat.prompt(y.prompt), tokens))
         without.append(Example(writer.chat.prompt(bare), tokens))

@@ -45,14 +45,21 @@ def refusal(text: PromptText, finished: bool, known: KnownPrompts) -> str | None
 
 
 def few_shot(
-    chat: Chat, seeds: Sequence[str], written: Sequence[str], rng: random.Random
+    chat: Chat, seeds: Sequence[str], written: Sequence[str], rng: random.Random, room: int
 ) -> list[int]:
-    """Eight tasks, up to two of them the model's own, as a list for the model to go on with."""
+    """Eight tasks, up to two of them the model's own, as a list for the model to go on with.
+
+    They are fewer where eight take more than `room` tokens.
+    """
     shots = rng.sample(list(written), min(OWN_SHOTS, len(written)))
     shots += rng.sample(list(seeds), min(SHOTS - len(shots), len(seeds)))
     rng.shuffle(shots)
-    lines = [f"Task: {' '.join(shot.split())}\n" for shot in shots]
-    return chat.raw("".join(lines) + "Task:")
+    while True:
+        lines = [f"Task: {' '.join(shot.split())}\n" for shot in shots]
+        ids = chat.raw("".join(lines) + "Task:")
+        if len(ids) <= room or not shots:
+            return ids
+        shots.pop()
 
 
 def stop_after_first_line(text: str) -> bool:
@@ -84,13 +91,14 @@ def new_prompts(
     written: list[str] = []
     refused: Counter[str] = Counter()
     sampling = replace(sampling, n=1, stop=stop_after_first_line)
+    room = writer.model.config.max_position_embeddings - sampling.max_new_tokens
     for call in range(MAX_CALLS):
         if len(written) == count:
             break
         # The first call writes a quarter, so that later prompts see two of the model's own.
         wanted = count - len(written) if call else math.ceil(count / 4)
         attempts = math.ceil(wanted * SURPLUS)
-        shots = [few_shot(writer.chat, seeds, written, rng) for _ in range(attempts)]
+        shots = [few_shot(writer.chat, seeds, written, rng, room) for _ in range(attempts)]
         keys = [f"{key} {call} {i}" for i in range(attempts)]
         for [completion] in generate(writer, shots, sampling, keys, label="prompts"):
             line = first_line(writer.chat.decode(completion.tokens))

@@ -57,6 +57,18 @@ class Writer:
         self.work = Work()
         return text
 
+    def that_fit(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[int]:
+        """The numbers of the prompts that leave room for new tokens. The meter names the others."""
+        context = self.model.config.max_position_embeddings
+        numbers = []
+        for number, prompt in enumerate(prompts):
+            if len(prompt) + new_tokens <= context:
+                numbers.append(number)
+            else:
+                beginning = self.chat.decode(prompt[:64])[-40:]
+                self.work.too_long.append(f"{beginning!r}, {len(prompt)} tokens")
+        return numbers
+
 
 def load_writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> Writer:
     """The model of a folder. Without `dtype`: in what the device multiplies fastest."""
@@ -301,14 +313,17 @@ def next_probs(
     slots: int,
     label: str | None = None,
 ) -> Tensor:
-    """p(the next token is w) for each id w of `wanted` after each prompt: (P, wanted) in fp32."""
+    """p(the next token is w) for each id w of `wanted` after each prompt: (P, wanted) in fp32.
+
+    A prompt that is too long for the model has zeros.
+    """
     probs = torch.zeros(len(prompts), len(wanted))
     if not prompts:
         return probs
     writer.work.prompts += len(prompts)
     shared = read_shared_beginning(writer, prompts)
     lengths = [len(prompt) for prompt in prompts]
-    batches = micro_batches(range(len(prompts)), lengths, READ_AT_ONCE, slots)
+    batches = micro_batches(writer.that_fit(prompts, 0), lengths, READ_AT_ONCE, slots)
     for batch in progress_bar(label, batches):
         cache, states = read_prompts_into_cache(writer, [prompts[p] for p in batch], shared)
         # shared_prefix leaves each prompt its last token, so `states` is not None.
@@ -330,12 +345,17 @@ def respond(
     key: str,
     label: str | None = "answers",
 ) -> list[Candidate]:
-    """{x_i} -> {y_i^1 .. y_i^N}: n answers to each prompt, prompt by prompt."""
+    """{x_i} -> {y_i^1 .. y_i^N}: n answers to each prompt, prompt by prompt.
+
+    A prompt that leaves no room for an answer gets none.
+    """
     ids = [writer.chat.prompt(prompt) for prompt in prompts]
     keys = [f"{key} {i}" for i in range(len(prompts))]
+    fitting = writer.that_fit(ids, sampling.max_new_tokens)
+    ids, keys = [ids[i] for i in fitting], [keys[i] for i in fitting]
     groups = generate(writer, ids, sampling, keys, label=label)
     candidates = []
-    for i, group in enumerate(groups):
+    for i, group in zip(fitting, groups, strict=True):
         for sample, (tokens, finished) in enumerate(group):
             text = writer.chat.decode(tokens).strip()
             candidates.append(Candidate(i, sample, prompts[i], text, tokens, finished))

@@ -326,6 +326,8 @@ class Loop:
         student = Student(model, writer, answering, self.judging(), self.recipe(), key)
         figures = examine(self.run, self.world, student, t)
         self.run.note(one_line(figures))
+        if writer.work.too_long:
+            self.run.note(writer.take_meter())
         self.run.finish(t, "exam", started, "metrics.jsonl")
         for line in alarm_lines(self.run.folder, t):
             self.run.say(line)

@@ -6,7 +6,7 @@ that the model drew. It is never decoded and tokenised again on its way to DPO.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import NamedTuple
 
@@ -115,6 +115,7 @@ class Work:
     pads: int = 0  # pads that were read along with them
     steps: int = 0  # decode steps times slots
     written: int = 0  # new tokens
+    too_long: list[str] = field(default_factory=list)  # prompts without room, in words
 
     def summary(self) -> str:
         """In words. Thrown away: pads, and the steps of slots that wrote nothing."""
@@ -123,4 +124,7 @@ class Work:
             text += f", wrote {self.written}, slots {self.written / self.steps:.0%} full"
         wasted = self.pads + self.steps - self.written
         computed = self.read + self.pads + self.steps
-        return f"{text}, {wasted / max(1, computed):.0%} thrown away"
+        text += f", {wasted / max(1, computed):.0%} thrown away"
+        if self.too_long:
+            text += f"; {len(self.too_long)} left out as too long: {'; '.join(self.too_long[:3])}"
+        return text

@@ -7,6 +7,7 @@ compared with numbers by hand.
 import json
 import math
 import random
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 
@@ -136,6 +137,25 @@ def test_checklist_by_brute_force(chat, batches, packed):
         assert 0 < sum(readable) < len(readable), "the test wants readable and unreadable ones"
     parts = [row["yes"] for row in rows if len(row["yes"]) == 3]
     assert all(max(part) - min(part) > 0.01 for part in parts), "other questions, other answers"
+
+
+@pytest.mark.parametrize("how", [how for how in READINGS])
+def test_what_is_too_long_cannot_be_read(chat, how):
+    """Guards against: a run that one long text ends, and a score past the end of the context."""
+    model = yes_and_no_gpt(chat)
+    model.config.max_position_embeddings = 900
+    answers = written(chat)
+    long = replace(answers[0], sample=99, response="so " * 600, tokens=[])
+    writer = writer_of(model, chat, packed=False)
+    rows = judged(writer, [long, *answers], how)
+    assert "1 left out as too long" in writer.take_meter()
+    scores = {(row["id"], row["sample"]): row["score"] for row in rows}
+    assert scores.pop((long.id, 99)) is None
+    expected = {}
+    for row in judged(writer, answers, how):
+        expected[row["id"], row["sample"]] = row["score"]
+    assert scores == pytest.approx(expected, abs=1e-3) and len(scores) == len(answers)
+    json.dumps(rows, allow_nan=False)
 
 
 def test_checklist_with_a_tied_head(chat):

@@ -15,7 +15,7 @@ import prompts
 from core.draw import Sampling
 from core.errors import UserError
 from core.likeness import KnownPrompts, PromptText
-from prompts import new_prompts, refusal
+from prompts import few_shot, new_prompts, refusal
 from sample import Completion, Writer
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
@@ -203,3 +203,14 @@ def test_new_prompts_by_a_model(chat):
     one, other, third = written("k"), written("k"), written("m")
     assert one == other != third and len(set(one)) == 8
     assert all(set(text) <= set("ab ") for text in one)
+
+
+def test_fewer_examples_where_eight_do_not_fit(chat):
+    """Guards against: a run of long instructions that cannot write one prompt."""
+    seeds = [f"Task {i} " + "word " * 20 for i in range(20)]
+    eight = few_shot(chat, seeds, [], random.Random(0), 10_000)
+    assert chat.decode(eight).count("Task:") == 9
+    some = few_shot(chat, seeds, [], random.Random(0), 400)
+    assert 1 < chat.decode(some).count("Task:") < 9 and len(some) <= 400
+    assert chat.decode(eight).startswith(chat.decode(some)[:300])
+    assert chat.decode(few_shot(chat, seeds, [], random.Random(0), 3)) == "Task:"

@@ -304,6 +304,33 @@ def test_prompt_longer_than_the_context(chat):
         write(model, chat, [[7], [7] * 23], Sampling(10))
 
 
+def test_one_long_prompt_ends_nothing(chat):
+    """Guards against: a run that one overlong text stops; one that is left out without a word; an
+    answer filed under another prompt."""
+    writer = Writer(tiny_gpt(max_position_embeddings=128), chat)
+    sampling = Sampling(16, temperature=1.0, n=2)
+    texts = ["Why?", "long " * 40, "So?", "longer " * 40, "No?"]
+    found = respond(writer, texts, sampling, key="k")
+    assert [(y.id, y.sample, y.prompt) for y in found] == [
+        (i, sample, texts[i]) for i in (0, 2, 4) for sample in (0, 1)
+    ]
+    told = writer.take_meter()
+    assert "2 left out as too long: 'g long long" in told and "tokens" in told
+    assert "left out" not in writer.take_meter()
+    # and they are drawn as if the long ones were not there
+    alone = respond(writer, [texts[0]], sampling, key="k")
+    assert [y.tokens for y in alone] == [y.tokens for y in found[:2]]
+    assert respond(writer, [texts[1]], sampling, key="k") == []
+
+
+def test_probabilities_after_a_long_prompt(chat):
+    """Guards against: positions past the end of RoPE, read as if they meant something."""
+    writer = Writer(tiny_gpt(max_position_embeddings=32), chat)
+    probs = next_probs(writer, [[7] * 32, [7] * 33, [8] * 5], [1, 2], slots=4)
+    assert (probs[1] == 0).all() and (probs[[0, 2]] > 0).all()
+    assert "1 left out as too long" in writer.take_meter()
+
+
 def test_respond_carries_the_drawn_ids(model, chat):
     """Guards against: decoded text that is tokenised again.
 

@@ -213,19 +213,24 @@ def lines_of(path: Path) -> int:
 
 
 def test_the_picture_is_an_evening():
-    """Guards against: six files that nobody reads to the end."""
+    """Guards against: six files that nobody reads to the end.
+
+    Together they stood at 2,005 before texts that are too long were left out aloud, final scores
+    were told from others, and stages were logged before their files got their names.
+    """
     lines = {name: lines_of(MODULES[name]) for name in PICTURE}
-    assert max(lines.values()) <= 460, lines
-    assert sum(lines.values()) <= 2005, lines
+    assert max(lines.values()) <= 490, lines
+    assert sum(lines.values()) <= 2100, lines
 
 
 def test_the_whole_tree():
     """Guards against: the same for the house. Tests and bench are not counted.
 
     The goal was 5,300; docs/log.md says what bounds it. It stood at 6,582 when IFEval moved in, and
-    at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment.
+    at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment. It
+    stood at 8,970 before everything that comes from outside was checked.
     """
-    assert sum(map(lines_of, FILES)) <= 9000
+    assert sum(map(lines_of, FILES)) <= 10_500
 
 
 def test_readme_is_short():

@@ -605,7 +605,6 @@ BAD = {
         ["rows.jsonl, line 1"],
     ),
     "missing ift": lambda d: (["--ift", d / "nowhere.jsonl"], ["nowhere.jsonl"]),
-    "long prompt": lambda d: (["--prompts", file(d, "word " * 2000 + "\nb\nc\nd\n")], ["context"]),
     "too few prompts": lambda d: (
         ["--prompts", file(d, "Just one.\n")],
         ["rows.jsonl", "--n-prompts"],
