@@ -11,6 +11,7 @@ With --ifeval one model answers prompts whose demands a program checks (measure/
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -107,6 +108,7 @@ def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     ours = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
     theirs = respond(load_writer(args.theirs, device), prompts, sampling, key=f"{args.seed}")
+    ours, theirs = answered_by_both(ours, theirs, len(prompts))
     if args.judge == "oracle":
         exam = Exam(prompts=(), groups=(), truth=oracle)
         our_scores = [true_score(exam, answer) for answer in ours]
@@ -121,6 +123,22 @@ def compare_models(args: argparse.Namespace, device: torch.device) -> dict:
         report = head_to_head(points, ours, theirs)
         report["by_score"] = head_to_head(by_score(our_scores, their_scores), ours, theirs)
     return {"judge": args.judge, **report, "scores": [mean(our_scores), mean(their_scores)]}
+
+
+def answered_by_both(ours: Answers, theirs: Answers, count: int) -> tuple[Answers, Answers]:
+    """Without the prompts that are too long for one of the models. How many those are is told.
+
+    Raises UserError where none is left.
+    """
+    both = {y.id for y in ours} & {y.id for y in theirs}
+    if not both:
+        raise UserError(
+            "no prompt leaves room for an answer in the context of both models; lower "
+            "--max-new-tokens or shorten the prompts."
+        )
+    if len(both) < count:
+        print(f"{count - len(both)} prompts are too long and left out", file=sys.stderr)
+    return [y for y in ours if y.id in both], [y for y in theirs if y.id in both]
 
 
 def check_tasks(prompts: Sequence[str], path: str) -> None:
@@ -167,6 +185,11 @@ def check_demands(args: argparse.Namespace, device: torch.device) -> dict:
     prompts = [row.prompt for row in checkable_prompts(demanding)]
     sampling = Sampling(args.max_new_tokens, args.temperature, args.top_p)
     answers = respond(load_writer(args.ours, device), prompts, sampling, key=f"{args.seed}")
+    if len(answers) < len(prompts):
+        raise UserError(
+            f"{len(prompts) - len(answers)} of the prompts leave no room for an answer; lower "
+            f"--max-new-tokens."
+        )
     return ifeval_figures(demanding, answers)
 
 

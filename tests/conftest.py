@@ -31,6 +31,7 @@ from core.chat import Chat  # noqa: E402
 from core.files import read_jsonl, write_jsonl  # noqa: E402
 from core.model_config import GPTConfig  # noqa: E402
 from model import GPT, save  # noqa: E402
+from sample import Writer  # noqa: E402
 
 TINY = shlex.split(
     "--iters 1 --n-prompts 24 --n 3 --k 2 --seed-limit 200 --exam 16 --slots 64 --batch-size 16"
@@ -130,6 +131,11 @@ def leaning_gpt(logits: dict[int, float], *, seed: int = 0, **sizes) -> GPT:
         for token, logit in logits.items():
             model.lm_head.weight[token, 0] = logit / model.config.hidden_size**0.5
     return model
+
+
+def mute_writer(chat: Chat) -> Writer:
+    """A writer for tests that say themselves what it writes."""
+    return Writer(tiny_gpt(max_position_embeddings=10_000), chat)
 
 
 # ---- command lines ----

@@ -8,7 +8,15 @@ import random
 
 import pytest
 import torch
-from conftest import assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
+from conftest import (
+    assert_refused,
+    command,
+    flat_gpt,
+    leaning_gpt,
+    mute_writer,
+    tiny_gpt,
+    write_tokenizer,
+)
 
 import evaluate as evaluate_module
 from core.chat import Chat
@@ -189,7 +197,7 @@ def test_both_orders_are_asked(chat, monkeypatch):
     monkeypatch.setattr(evaluate_module, "next_probs", likes_good)
     ours = side("good x", "bad {}", "so so", "good y")
     theirs = side("bad", "good {prompt}", "la la", "good z")
-    assert preferred(Writer(None, chat), ours, theirs, slots=8) == [1, 0, 0.5, 0.5]
+    assert preferred(mute_writer(chat), ours, theirs, slots=8) == [1, 0, 0.5, 0.5]
     expected = []
     for a, b in zip(ours, theirs):
         expected.append(COMPARE.format(a.prompt, a.response, b.response))

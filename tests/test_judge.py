@@ -9,7 +9,16 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import ROOT, assert_refused, command, flat_gpt, leaning_gpt, tiny_gpt, write_tokenizer
+from conftest import (
+    ROOT,
+    assert_refused,
+    command,
+    flat_gpt,
+    leaning_gpt,
+    mute_writer,
+    tiny_gpt,
+    write_tokenizer,
+)
 
 import judge
 from core.chat import Chat
@@ -297,7 +306,7 @@ def verdicts(monkeypatch, chat):
 
 def judged(chat, candidates, k=3):
     judging = Judging(RUBRIC, Sampling(64, n=k))
-    rows = judge_answers(Writer(None, chat), candidates, judging, key="k", label=None)
+    rows = judge_answers(mute_writer(chat), candidates, judging, key="k", label=None)
     return with_rewards(candidates, rows), rows
 
 
@@ -649,7 +658,7 @@ def test_judge_ranked(verdicts, chat):
         {"prompt": "y", "responses": ["beta", "alpha"]},
     ]
     judging = Judging(RUBRIC, Sampling(64, n=1))
-    rewards, rows = judge_ranked(Writer(None, chat), groups, judging, key="k")
+    rewards, rows = judge_ranked(mute_writer(chat), groups, judging, key="k")
     assert rewards == [[1, 3, 1], [None, 3]] and len(rows) == 4
 
 

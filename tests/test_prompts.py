@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 import pytest
-from conftest import flat_gpt
+from conftest import flat_gpt, mute_writer
 
 import prompts
 from core.draw import Sampling
@@ -113,7 +113,7 @@ def test_new_prompts_are_new(scripted, chat):
     texts += ["New task number 3.", "held  OUT task.", "new  TASK number 3."] * 4 + seeds
     texts += [f"New task number {i}.\nTask: more" for i in range(30)]
     held_out = ["Held out task."]
-    found, _ = prompts_of(Writer(None, chat), seeds, 20, exclude=held_out)
+    found, _ = prompts_of(mute_writer(chat), seeds, 20, exclude=held_out)
     kept = [" ".join(t.lower().split()) for t in found]
     assert len(found) == len(set(kept)) == 20
     assert not set(kept) & {s.lower() for s in [*seeds, "held out task."]}
@@ -130,7 +130,7 @@ def test_demonstrations(scripted, chat):
     texts, read = scripted
     seeds = [f"Seed task number {i}." for i in range(12)]
     texts += [f"New task number {i}." for i in range(90)]
-    found, _ = prompts_of(Writer(None, chat), seeds, 40)
+    found, _ = prompts_of(mute_writer(chat), seeds, 40)
     shown = [[line.removeprefix("Task: ") for line in shot.splitlines()[:-1]] for shot in read]
     assert all(len(set(shots)) == len(shots) == 8 for shots in shown)
     own = [sorted(found.index(s) for s in shots if s in found) for shots in shown]
@@ -171,7 +171,7 @@ def test_every_refusal_is_counted(scripted, chat):
     texts += [good[0], *bad, *good[1:], "Why is rain wet today?"]
     seeds = [f"Seed task number {i}." for i in range(4)]
     held_out = ["Held out task of ours."]
-    writer = Writer(None, chat)
+    writer = mute_writer(chat)
     found, refused = prompts_of(writer, seeds, 4, rouge=0.7, exclude=held_out)
     assert found == good
     assert refused == Counter(bad.values())
@@ -185,7 +185,7 @@ def test_new_prompts_that_never_come(scripted, chat):
     texts, _ = scripted
     texts.append("no")
     with pytest.raises(UserError, match="length"):
-        prompts_of(Writer(None, chat), ["Seed task one."] * 3, 20)
+        prompts_of(mute_writer(chat), ["Seed task one."] * 3, 20)
 
 
 def test_new_prompts_by_a_model(chat):
