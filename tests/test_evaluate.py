@@ -374,7 +374,7 @@ MISTAKES = {  # what is wrong: the arguments, and a word of the sentence that sa
     "no such device": ("ours theirs --prompts prompts.txt --judge judge --device tpu", "tpu"),
     "no room": (
         "ours theirs --prompts prompts.txt --judge judge --max-new-tokens 3000",
-        "context of 2048",
+        "context of both models",
     ),
 }
 
