@@ -40,7 +40,7 @@ from core.config import READINGS
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
-from core.files import read_ranked
+from core.files import read_ranked, read_whole
 from core.rankings import figures_text, ranked_figures, text_lengths
 from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_text
 from core.statistics import mean
@@ -99,10 +99,7 @@ def read_rubric(
         path = Path(folder) / "rubric.txt"
     if not path:
         return RUBRIC
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"rubric {path} cannot be read ({error}).") from None
+    text = read_whole(path)
     if text.count("{prompt}") != 1 or text.count("{response}") != 1:
         raise UserError(f"rubric {path} must hold {{prompt}} and {{response}}, once each.")
     if scale := other_scale(text):

@@ -6,9 +6,12 @@ Left out on purpose: other tokenizer libraries; tokenizer.json is the only forma
 Shapes: V vocabulary.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Sequence
+import signal
+import threading
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -16,12 +19,13 @@ from pathlib import Path
 import torch
 from jinja2 import Template, TemplateError
 from jinja2.ext import loopcontrols
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_json, read_whole
 from core.records import Example
 
 # For base models, which have no template of their own.
@@ -34,6 +38,8 @@ PLAIN_TEMPLATE = (
 STAND_IN_START = "\ue000"
 STAND_IN_END = "\ue001"
 STAND_IN = re.compile(f"{STAND_IN_START}([0-9]+){STAND_IN_END}")
+LARGEST_TEXT = 1_000_000  # characters that a template may write beyond the messages
+SECONDS = 5  # that it may take
 # {% generation %} and {% endgeneration %} mark what the assistant says. They change nothing here.
 GENERATION_START = re.compile(r"(\{%[-+]?\s*)generation(?=\s*[-+]?%\})")
 GENERATION_END = re.compile(r"(\{%[-+]?\s*)endgeneration(?=\s*[-+]?%\})")
@@ -67,6 +73,7 @@ class Chat:
             )
         self.eos = ends[0]  # training writes this one
         self.eos_ids = sorted(set(ends))  # each of these ends an answer
+        check_vocabulary(self.tokenizer, self.eos_ids, folder)
 
     def render(self, messages: Sequence[dict]) -> list[int]:
         """Messages -> ids, up to where the assistant speaks. BOS is there, if the model has one.
@@ -81,10 +88,7 @@ class Chat:
             return f"{STAND_IN_START}{len(hidden) - 1}{STAND_IN_END}"
 
         shown = [m | {"content": self.markers.sub(hide, m["content"])} for m in messages]
-        try:
-            text = self.template.render(messages=shown, add_generation_prompt=True)
-        except TemplateError as error:
-            raise UserError(f"the chat template refuses these messages ({error}).") from None
+        text = write_template(self.template, messages=shown, add_generation_prompt=True)
         ids = [] if self.has_template else list(self.beginning)
         for number, part in enumerate(STAND_IN.split(text)):
             if number % 2:  # the split gives text, number, text, number, ..., text
@@ -144,12 +148,32 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+def check_vocabulary(tokenizer: Tokenizer, eos_ids: Sequence[int], folder: Path) -> None:
+    """Raises UserError where the tokenizer writes ids that the model lacks.
+
+    Special tokens may lie beyond, such as a pad that somebody added: nothing here writes them,
+    unless they end an answer.
+    """
+    size = read_json(folder / "config.json").get("vocab_size")
+    if not isinstance(size, int):
+        return  # a tokenizer without a model
+    added = tokenizer.get_added_tokens_decoder()
+    special = {number for number, token in added.items() if token.special}
+    ids = {*tokenizer.get_vocab().values()} - special | {*eos_ids}
+    if max(ids) >= size:
+        raise UserError(
+            f"{folder}: the tokenizer writes ids up to {max(ids)}, but the model has {size} "
+            f"embeddings; its files belong to two models."
+        )
+
+
 def named_tokens(settings: dict) -> dict[str, str]:
     """bos_token, eos_token and the like. Some checkpoints write them as objects."""
     special = {}
     for name, token in settings.items():
-        if name.endswith("_token") and token:
-            special[name] = token["content"] if isinstance(token, dict) else token
+        text = token.get("content") if isinstance(token, dict) else token
+        if name.endswith("_token") and isinstance(text, str) and text:
+            special[name] = text
     return special
 
 
@@ -175,10 +199,14 @@ def read_template(folder: Path, settings: dict) -> str | None:
     """chat_template.jinja where there is one, else the template in tokenizer_config.json."""
     path = folder / "chat_template.jinja"
     if path.exists():
-        return path.read_text(encoding="utf-8")
+        return read_whole(path)
     template = settings.get("chat_template")
     if isinstance(template, list):  # some checkpoints name several templates
-        return next((entry["template"] for entry in template if entry["name"] == "default"), None)
+        named = [entry for entry in template if isinstance(entry, dict)]
+        defaults = [entry.get("template") for entry in named if entry.get("name") == "default"]
+        template = defaults[0] if defaults else None
+    if not isinstance(template, str | None):
+        raise UserError(f"{folder}: chat_template must be a text, or a list of named texts.")
     return template
 
 
@@ -186,9 +214,30 @@ def read_ends(folder: Path) -> list[int]:
     """The ids that end an answer, as the two config files list them."""
     config = read_json(folder / "config.json") | read_json(folder / "generation_config.json")
     ends = config.get("eos_token_id")
-    if isinstance(ends, list):
-        return ends
-    return [] if ends is None else [ends]
+    if ends is None:
+        return []
+    ends = ends if isinstance(ends, list) else [ends]
+    if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
+        raise UserError(f"{folder}: eos_token_id must be ids of tokens, not {ends!r}.")
+    return ends
+
+
+# ---- templates, which strangers write ----
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja without a way to Python's objects, and without products that fill the memory."""
+
+    intercepted_binops = frozenset(["*", "**"])
+
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
+        sizes = []
+        for side in (left, right):
+            sizes.append(abs(side) if isinstance(side, int | float) else len(side))
+        size = sizes[0] ** min(sizes[1], 20) if operator == "**" else sizes[0] * sizes[1]
+        if size > LARGEST_TEXT:
+            raise TemplateError(f"a product of more than {LARGEST_TEXT}")
+        return super().call_binop(context, operator, left, right)
 
 
 def compile_template(text: str, special: dict[str, str], folder: Path) -> Template:
@@ -200,15 +249,49 @@ def compile_template(text: str, special: dict[str, str], folder: Path) -> Templa
     def tojson(value: object, ensure_ascii: bool = False, **options) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    sandbox = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
+    sandbox = Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     sandbox.globals["raise_exception"] = refuse
     sandbox.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     sandbox.filters["tojson"] = tojson
     text = GENERATION_START.sub(r"\1if true", text)
     text = GENERATION_END.sub(r"\1endif", text)
     try:
-        return sandbox.from_string(text, globals=special | {"tools": None, "documents": None})
-    except TemplateError as error:
+        with time_limit(SECONDS):
+            return sandbox.from_string(text, globals=special | {"tools": None, "documents": None})
+    except Exception as error:  # the text is a stranger's: whatever it provokes is its fault
         raise UserError(f"the chat template of {folder} cannot be read ({error}).") from None
+
+
+def write_template(template: Template, **variables) -> str:
+    """What a template writes. Raises UserError where it refuses, fails or does not end."""
+    parts = []
+    size = 0
+    try:
+        with time_limit(SECONDS):
+            for part in template.generate(**variables):
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST_TEXT + sum(len(m["content"]) for m in variables["messages"]):
+                    raise TemplateError(f"it writes more than {LARGEST_TEXT} characters")
+    except Exception as error:  # the template is a stranger's: whatever it does is its fault
+        raise UserError(f"the chat template refuses these messages ({error}).") from None
+    return "".join(parts)
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TemplateError inside the block after so many seconds; in the main thread only."""
+
+    def too_long(*_) -> None:
+        raise TemplateError(f"it takes more than {seconds} seconds")
+
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGALRM"):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

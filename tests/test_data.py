@@ -2,6 +2,8 @@
 
 import json
 import random
+import signal
+import time
 from collections import Counter
 from fractions import Fraction
 
@@ -166,6 +168,99 @@ def test_template_cannot_reach_out(tmp_path):
         Chat(
             write_tokenizer(tmp_path / "c", chat_template="{{ raise_exception('only users') }}")
         ).prompt("x")
+
+
+HOSTILE = {
+    "no end": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "too much": "{% for a in range(9999) %}{% for b in range(9999) %}xxxx{% endfor %}{% endfor %}",
+    "a large product": "{{ 'x' * 10**12 }}",
+    "a large list": "{% set a = [1] * 10**12 %}",
+    "a large power": "{{ 10 ** 10 ** 10 }}",
+    "a wrong type": "{{ messages + 1 }}",
+    "a wrong product": "{{ messages * messages }}",
+    "no such key": "{{ messages[9].content.upper() }}",
+    "division": "{{ 1 / 0 }}",
+    "recursion": "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+    "a frame": "{{ ().__class__.__bases__[0].__subclasses__() }}",
+    "globals": "{{ raise_exception.__globals__['__builtins__'] }}",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_templates_of_strangers(tmp_path, monkeypatch, name):
+    """Guards against: a checkpoint that hangs, fills the memory, or shows Python's own errors."""
+    monkeypatch.setattr("core.chat.SECONDS", 1)
+    started = time.time()
+    with pytest.raises(UserError, match="the chat template"):
+        Chat(write_tokenizer(tmp_path, chat_template=HOSTILE[name])).prompt("x")
+    assert time.time() - started < 10
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
+
+
+def test_small_products_are_allowed(tmp_path):
+    """Guards against: templates that multiply, as some do, refused with the large ones."""
+    chat = Chat(write_tokenizer(tmp_path, chat_template="{{ 'ab' * 3 }}{{ 2 ** 10 }}{{ 3 * 1.5 }}"))
+    assert chat.decode(chat.prompt("x")) == "ababab10244.5"
+    long = "word " * 300_000  # a message may be longer than what a template adds
+    assert len(Chat(write_tokenizer(tmp_path / "b")).prompt(long)) > len(long)
+
+
+ODD_SETTINGS = [
+    ({"chat_template": 3}, "chat_template must be"),
+    ({"chat_template": [{"template": "x"}, 3, "x"]}, None),  # none is named default
+    ({"eos_token": {"text": "x"}}, "names no EOS"),
+    ({"eos_token": 5}, "names no EOS"),
+    ({"bos_token": [1]}, None),
+]
+
+
+@pytest.mark.parametrize("change, says", ODD_SETTINGS, ids=str)
+def test_odd_settings_of_a_tokenizer(tmp_path, change, says):
+    """Guards against: tracebacks for files that are JSON and nothing else."""
+    folder = write_tokenizer(tmp_path)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | change))
+    if says is None:
+        assert Chat(folder).prompt("x")
+        return
+    with pytest.raises(UserError, match=says):
+        Chat(folder)
+
+
+@pytest.mark.parametrize("ends", ["x", [1, "x"], True, [-1], 1.5, {}], ids=str)
+def test_odd_ends(tmp_path, ends):
+    """Guards against: the same in generation_config.json."""
+    folder = write_tokenizer(tmp_path)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    with pytest.raises(UserError, match="eos_token_id"):
+        Chat(folder)
+
+
+@pytest.mark.parametrize(
+    "size, good", [(260, True), (259, False), (3, False), (300, True), (None, True)]
+)
+def test_the_tokenizer_of_another_model(tmp_path, size, good):
+    """Guards against: ids beyond the embeddings, in the middle of a run."""
+    folder = write_tokenizer(tmp_path)
+    (folder / "config.json").write_text(json.dumps({"vocab_size": size}))
+    if good:
+        Chat(folder)
+        return
+    with pytest.raises(UserError, match=f"ids up to 259, but the model has {size}"):
+        Chat(folder)
+
+
+def test_a_pad_beyond_the_embeddings(tmp_path):
+    """Guards against: a checkpoint refused for a special token that nobody writes."""
+    folder = write_tokenizer(tmp_path)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens(["<pad>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "config.json").write_text('{"vocab_size": 260}')
+    assert max(Chat(folder).prompt("a <pad> b")) < 260
+    (folder / "generation_config.json").write_text('{"eos_token_id": [1, 260]}')
+    with pytest.raises(UserError, match="ids up to 260"):
+        Chat(folder)
 
 
 def test_every_eos_ends_and_one_is_written(tmp_path):
