@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from core.cache import KVCache, Memory
 from core.checkpoint import read_weights, write_checkpoint
+from core.device import check_memory
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
 from core.model_config import GPTConfig, config_to_hf, read_config
@@ -50,7 +51,7 @@ def rope_frequencies(config: GPTConfig) -> Tensor:
             "original_max_position_embeddings",
         ],
     }
-    if kind not in required:
+    if not isinstance(kind, str) or kind not in required:
         raise UserError(
             f"rope type {kind!r} is not supported; supported are default, linear and llama3."
         )
@@ -307,6 +308,8 @@ def load(
     with torch.device("meta"):  # shapes only: a broken checkpoint is told before it takes memory
         model = GPT(config)
     shapes = {name: weight.shape for name, weight in model.named_parameters()}
+    size = dtype.itemsize * sum(shape.numel() for shape in shapes.values())
+    check_memory(size, torch.device(device), f"the model in {folder}")
     weights = read_weights(folder, shapes)
     weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
     model.load_state_dict(weights, assign=True)

@@ -28,7 +28,7 @@ from core.chat import Chat
 from core.checklist import instruction_of
 from core.cli import run_command
 from core.config import SEED, CommandLine, Config, parse
-from core.device import pick_device, pick_dtype, prepare_machine
+from core.device import check_disk, check_memory, pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
@@ -337,6 +337,14 @@ class Loop:
 # ---- the command ----
 
 
+def check_space(folder: Path, base: GPT, iters: int) -> None:
+    """Raises UserError where a run would die of memory in training, or of a full disk at M_t."""
+    weights = sum(weight.nbytes for weight in base.parameters())  # fp32
+    moments_and_gradient = 3 * weights
+    check_memory(moments_and_gradient, base.device, "training this model")
+    check_disk(folder, (iters + 1) * weights)
+
+
 def train(
     command: CommandLine, loop_class: type[Loop], variant: str | None, say: Say
 ) -> list[dict]:
@@ -360,6 +368,8 @@ def train(
         dtype=pick_dtype(config.dtype, device),
     )
     base = None if run.model_folder(1).exists() else load(source, device=device)
+    if base is not None:
+        check_space(run.folder, base, config.iters)
     # Only now: a mistake in the settings leaves nothing behind.
     run.lock()
     for note in [*loop.world.notes, other_arithmetic(run.folder, device)]:

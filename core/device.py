@@ -5,6 +5,8 @@ In: names from the command line.  Out: torch devices and dtypes.
 
 import contextlib
 import ctypes
+import shutil
+from pathlib import Path
 
 import torch
 
@@ -52,6 +54,44 @@ def multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
     return False
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that a program could still take there; None where nobody says it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:  # no Linux
+        return None
+    for line in lines:
+        name, _, rest = line.partition(":")
+        if name == "MemAvailable":
+            return 1024 * int(rest.split()[0])
+    return None
+
+
+def check_memory(needed: int, device: torch.device, what: str) -> None:
+    """Raises UserError where so many bytes are not free."""
+    free = free_memory(device)
+    if free is not None and needed > free:
+        raise UserError(
+            f"{what} needs {needed / 2**30:.1f} GB, of which {free / 2**30:.1f} are free on "
+            f"{device}; take a smaller model or another device."
+        )
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises UserError where so many bytes do not fit onto the disk of a folder to be."""
+    folder = folder.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise UserError(
+            f"the models of this run need {needed / 2**30:.1f} GB, of which {free / 2**30:.1f} are "
+            f"free on the disk of {folder}; make room, or lower --iters."
+        )
 
 
 def precision(device: torch.device, dtype: torch.dtype) -> torch.autocast:

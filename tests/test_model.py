@@ -4,15 +4,19 @@ With and without a cache.
 """
 
 import json
+import math
+import shutil
+import time
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import tiny_gpt
+from conftest import tiny_gpt, write_tokenizer
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from core.cache import CACHE_STEP
-from core.device import pick_device, pick_dtype
+from core.device import check_disk, free_memory, pick_device, pick_dtype
 from core.draw import Sampling
 from core.errors import UserError
 from model import load, save
@@ -318,3 +322,184 @@ def test_unknown_device_or_dtype(pick, name):
     """Guards against: silent fallbacks (GRPO-Zero: any unknown dtype is bfloat16)."""
     with pytest.raises(UserError):
         pick(name)
+
+
+# ---- what a stranger's checkpoint may hold ----
+
+ODD_NUMBERS = [-1, 0, "12", [4], {}, True, float("nan"), float("inf"), 10**30, 1e400, 2.5]
+WHOLE = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"]
+WHOLE += ["num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"]
+
+
+@pytest.mark.parametrize("value", ODD_NUMBERS, ids=repr)
+@pytest.mark.parametrize("name", WHOLE)
+def test_sizes_that_are_none(folder, name, value):
+    """Guards against: tracebacks, hangs and gigabytes for a size that nobody can mean."""
+    change_config(folder, {name: value})
+    started = time.time()
+    with pytest.raises(UserError, match=f"config.json of .*{name} must be a whole number"):
+        load(folder)
+    assert time.time() - started < 5
+
+
+def change_config(folder, change: dict) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | change))
+
+
+ODD_CONFIGS = [
+    ({"num_key_value_heads": 3}, "do not share"),
+    ({"head_dim": 7}, "even head_dim"),
+    ({"num_hidden_layers": 10**12}, "from 1 to 1000"),
+    ({"rms_norm_eps": 0}, "rms_norm_eps"),
+    ({"rms_norm_eps": "x"}, "rms_norm_eps"),
+    ({"rope_theta": 0}, "rope_theta"),
+    ({"rope_theta": -1e4}, "rope_theta"),
+    ({"tie_word_embeddings": "yes"}, "tie_word_embeddings"),
+    ({"use_sliding_window": 1}, "use_sliding_window"),
+    ({"rope_scaling": "linear"}, "RoPE"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, "factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": -1}}, "factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": float("nan")}}, "factor"),
+    ({"rope_scaling": {"rope_type": "linear", "factor": True}}, "factor"),
+    ({"rope_scaling": {"rope_type": ["linear"]}}, "rope type"),
+    ({"model_type": ["llama"]}, "model_type"),
+    ({"hidden_act": ["silu"]}, "hidden_act"),
+    ({"quantization_config": {"quant_method": "fp8"}}, "quantised .fp8."),
+    ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised .bitsandbytes."),
+    ({"quantization_config": {"quant_method": "gptq"}}, "quantised .gptq."),
+    ({"quantization_config": "awq"}, "quantised .awq."),
+]
+
+
+@pytest.mark.parametrize("change, says", ODD_CONFIGS, ids=str)
+def test_odd_configs(folder, change, says):
+    """Guards against: numbers that compute nonsense without a word."""
+    change_config(folder, change)
+    with pytest.raises(UserError, match=says) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["3", '"x"', "[" * 100_000, "null", "[]", "{", "\0", "NaN"])
+def test_a_config_that_is_none(folder, text):
+    """Guards against: a traceback for a file that is not one JSON object."""
+    (folder / "config.json").write_text(text)
+    with pytest.raises(UserError, match="config.json"):
+        load(folder)
+
+
+def rewrite(folder, change) -> None:
+    """The weights with what `change` makes of them, {name: tensor} -> {name: tensor}."""
+    path = folder / "model.safetensors"
+    tensors = change(load_file(path))
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def put(name: str, value):
+    return lambda tensors: tensors | {name: value(tensors) if callable(value) else value}
+
+
+def scaled_to_fp8(tensors: dict) -> dict:
+    """As published FP8 checkpoints are laid out: fp8 weights, with a scale beside each."""
+    found = {}
+    for name, x in tensors.items():
+        if name.endswith("_proj.weight"):
+            found[name] = (x / x.abs().max()).to(torch.float8_e4m3fn)
+            found[name + "_scale_inv"] = x.abs().max().reshape(1, 1)
+        else:
+            found[name] = x
+    return found
+
+
+LAYER = "model.layers.0.self_attn.q_proj.weight"
+ODD_WEIGHTS = {
+    "fp8 with scales": (scaled_to_fp8, "scale_inv|F8_E4M3"),
+    "fp8": (put(LAYER, lambda t: t[LAYER].to(torch.float8_e4m3fn)), "F8_E4M3"),
+    "int8": (put(LAYER, lambda t: t[LAYER].to(torch.int8)), "I8"),
+    "int64": (put(LAYER, lambda t: t[LAYER].to(torch.int64)), "I64"),
+    "booleans": (put(LAYER, lambda t: t[LAYER] > 0), "BOOL"),
+    "not a number": (put(LAYER, lambda t: t[LAYER] * math.nan), "not finite"),
+    "infinite": (put(LAYER, lambda t: t[LAYER] + math.inf), "not finite"),
+    "an extra layer": (put("model.layers.2.mlp.up_proj.weight", torch.ones(48, 32)), "layers.2"),
+    "a bias": (put("model.layers.0.self_attn.q_proj.bias", torch.ones(32)), "q_proj.bias"),
+    "another head": (put("lm_head.weight", torch.ones(120, 32)), "tie_word_embeddings"),
+    "a head of another shape": (put("lm_head.weight", torch.ones(1, 1)), "tie_word_embeddings"),
+    "nothing": (lambda tensors: {}, "disagree"),
+}
+
+
+@pytest.mark.parametrize("name", ODD_WEIGHTS)
+def test_odd_weights(folder, name):
+    """Guards against: weights that are used for what they are not, such as FP8 without its scales.
+
+    Also against: weights that are left over, and that the model was trained with.
+    """
+    change, says = ODD_WEIGHTS[name]
+    rewrite(folder, change)
+    with pytest.raises(UserError, match=says) as error:
+        load(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_weights_that_may_be_left_over(folder):
+    """Guards against: old checkpoints refused for what follows from their config.json."""
+    expected = load(folder).layers[0].self_attn.q_proj.weight
+    rewrite(folder, put("model.layers.0.self_attn.rotary_emb.inv_freq", torch.ones(4)))
+    rewrite(folder, put("lm_head.weight", lambda t: t["model.embed_tokens.weight"].clone()))
+    assert torch.equal(load(folder).layers[0].self_attn.q_proj.weight, expected)
+
+
+def test_links_out_of_the_folder(folder, tmp_path_factory):
+    """Guards against: a checkpoint whose files are somebody else's; the hub's cache refused."""
+    away = tmp_path_factory.mktemp("away")
+    weights = folder / "model.safetensors"
+    shutil.move(weights, away / "model.safetensors")
+    weights.symlink_to(away / "model.safetensors")
+    with pytest.raises(UserError, match="lies outside its folder"):
+        load(folder)
+    weights.unlink()
+    for name in (str(away / "model.safetensors"), f"../{away.name}/model.safetensors"):
+        index = {"weight_map": {"model.norm.weight": name}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="lies outside its folder"):
+            load(folder)
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
+    with pytest.raises(UserError, match="weight_map"):
+        load(folder)
+    # the cache of the hub: models--x/snapshots/abc/model.safetensors -> models--x/blobs/...
+    snapshot = away / "models--x/snapshots/abc"
+    shutil.copytree(folder, snapshot)
+    (snapshot / "model.safetensors.index.json").unlink()
+    (away / "models--x/blobs").mkdir()
+    shutil.move(away / "model.safetensors", away / "models--x/blobs/123")
+    (snapshot / "model.safetensors").symlink_to("../../blobs/123")
+    assert load(snapshot).config.vocab_size == 120
+
+
+def test_files_that_travel_are_not_links(tmp_path):
+    """Guards against: a file of this machine, copied into every model, as LICENSE was a link."""
+    source = write_tokenizer(tmp_path / "source")
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (source / "LICENSE").symlink_to(secret)
+    with pytest.raises(UserError, match="LICENSE lies outside its folder"):
+        save(tiny_gpt(), tmp_path / "M1", source=source)
+
+
+def test_not_enough_memory(folder, monkeypatch):
+    """Guards against: a machine that is killed for a model that cannot fit."""
+    monkeypatch.setattr("core.device.free_memory", lambda device: 1000)
+    with pytest.raises(UserError, match="needs 0.0 GB, of which 0.0 are free on cpu"):
+        load(folder)
+    monkeypatch.setattr("core.device.free_memory", lambda device: None)
+    load(folder)
+
+
+def test_free_memory_and_disk(tmp_path):
+    """Guards against: a number that is none."""
+    free = free_memory(torch.device("cpu"))
+    assert free is None or 2**20 < free < 2**50
+    check_disk(tmp_path / "not" / "there", 1)
+    with pytest.raises(UserError, match="free on the disk of .*lower --iters"):
+        check_disk(tmp_path / "not" / "there", 2**60)
