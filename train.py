@@ -111,6 +111,9 @@ class Loop:
             note = sft_note(log, len(answers), len(verdicts))
         self.run.note(note)
         save(base, unnamed(self.run.model_folder(1)), source=self.config.model or SEED)
+        if self.config.template_arg:  # so that all models of the run have it
+            template = unnamed(self.run.model_folder(1)) / "chat_template.jinja"
+            template.write_text(self.chat.template_text, encoding="utf-8")
         files = ["sft.jsonl", "M1"] if answers + verdicts else ["M1"]
         self.run.finish(0, "sft", started, *files)
 
@@ -361,7 +364,7 @@ def train(
     loop = loop_class(
         config=config,
         run=run,
-        chat=Chat(source),
+        chat=Chat(source, config.template_arg),
         rubric=read_rubric(config.rubric, source, how=config.judge),
         world=open_world(config, toy=command.toy),
         device=device,

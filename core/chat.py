@@ -46,9 +46,12 @@ GENERATION_END = re.compile(r"(\{%[-+]?\s*)endgeneration(?=\s*[-+]?%\})")
 
 
 class Chat:
-    """tokenizer.json and the chat template of one checkpoint."""
+    """tokenizer.json and the chat template of one checkpoint.
 
-    def __init__(self, folder: str | Path):
+    `template_arg` gives values to variables of the template, as in "enable_thinking=false".
+    """
+
+    def __init__(self, folder: str | Path, template_arg: str | None = None):
         folder = Path(folder)
         if not folder.is_dir():
             raise UserError(
@@ -61,9 +64,10 @@ class Chat:
             special |= named_tokens(read_json(folder / "special_tokens_map.json"))
         template = read_template(folder, settings)
         self.has_template = template is not None
+        self.template_text = assignments(template_arg) + (template or PLAIN_TEMPLATE)
         self.beginning = ids_in_front(self.tokenizer)  # BOS, where the tokenizer adds one
         self.markers = marker_pattern(self.tokenizer)
-        self.template = compile_template(template or PLAIN_TEMPLATE, special, folder)
+        self.template = compile_template(self.template_text, special, folder)
         # the tokenizer's own EOS comes first, where it has one
         eos = self.tokenizer.token_to_id(special.get("eos_token", ""))
         ends = read_ends(folder) if eos is None else [eos, *read_ends(folder)]
@@ -220,6 +224,19 @@ def read_ends(folder: Path) -> list[int]:
     if not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
         raise UserError(f"{folder}: eos_token_id must be ids of tokens, not {ends!r}.")
     return ends
+
+
+def assignments(template_arg: str | None) -> str:
+    """ "a=false,b=x" -> the jinja that gives these values. Raises UserError."""
+    text = ""
+    for part in template_arg.split(",") if template_arg else ():
+        name, equals, value = part.partition("=")
+        if not (equals and name.strip().isidentifier()):
+            raise UserError(f"--template-arg takes NAME=VALUE, not {part!r}.")
+        with contextlib.suppress(ValueError):  # a text without its quotation marks stays as it is
+            value = json.loads(value)
+        text += f"{{%- set {name.strip()} = {json.dumps(value)} -%}}\n"
+    return text
 
 
 # ---- templates, which strangers write ----

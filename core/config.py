@@ -44,6 +44,9 @@ class Config:
 
     # ---- the run ----
     model: str | None = setting(None, "base model M_0, a Hugging Face directory (default: seed/)")
+    template_arg: str | None = setting(
+        None, "variables of the chat template: NAME=VALUE, separated by commas"
+    )
     run: str | None = setting(None, "the files go to runs/NAME (default: the model's name, or toy)")
     iters: int = setting(3, "iterations; 3 make M_2, M_3 and M_4", within=(0, 1000))
     seed: int = setting(0, "names all randomness; the same seed draws the same texts")

@@ -24,7 +24,20 @@ def answers_note(answers: Sequence[Candidate]) -> str:
     finished = mean(y.finished for y in answers)
     tokens = mean(len(y.tokens) for y in answers)
     count = len(answers)
-    return f"{count}, finished {finished:.1%}, {tokens:.1f} tokens each"
+    note = f"{count}, finished {finished:.1%}, {tokens:.1f} tokens each"
+    thinking = sum(is_thinking(y) for y in answers)
+    if thinking:
+        note += (
+            f"; {thinking} were cut while the model was thinking: --template-arg "
+            f"enable_thinking=false, or raise --max-new-tokens"
+        )
+    return note
+
+
+def is_thinking(answer: Candidate) -> bool:
+    """Whether an answer was cut inside its <think> block."""
+    inside = "<think>" in answer.response and "</think>" not in answer.response
+    return inside and not answer.finished
 
 
 def verdicts_note(verdicts: Sequence[dict], how: str) -> str:

@@ -15,6 +15,8 @@ from transformers import PreTrainedTokenizerFast
 
 from core.chat import Chat
 from core.errors import UserError
+from core.records import Candidate
+from measure.notes import answers_note
 
 CHATML = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 FAMILIES = {
@@ -230,3 +232,47 @@ def test_features_of_templates(tmp_path, name):
     )
     talk = TALKS["a thought"]
     assert Chat(folder).render(talk) == theirs(folder, talk) != []
+
+
+# ---- variables of a template ----
+
+
+@pytest.mark.parametrize("family", ["qwen3"])
+def test_a_variable_of_the_template(folder):
+    """Guards against: a thinking model that cannot be told not to think.
+
+    The transformers library gives the variable when it is asked; here the checkpoint keeps it.
+    """
+    plain = Chat(folder).prompt("Why?")
+    chat = Chat(folder, "enable_thinking=false")
+    assert chat.prompt("Why?") == theirs(folder, [ONE], enable_thinking=False) != plain
+    assert Chat(folder, "enable_thinking=true").prompt("Why?") == plain
+    (folder / "chat_template.jinja").write_text(chat.template_text)
+    assert Chat(folder).prompt("Why?") == chat.prompt("Why?") == theirs(folder, [ONE])
+
+
+@pytest.mark.parametrize("family", ["smollm2"])
+def test_values_of_variables(folder):
+    """Guards against: a text, a number or two variables that do not arrive as they are."""
+    (folder / "chat_template.jinja").write_text(
+        "{{ a }}|{{ b + 1 }}|{{ c is true }}|{{ messages }}"
+    )
+    told = Chat(folder, "a=so it is, b=41,c=true")
+    assert told.decode(told.prompt("x")).startswith("so it is|42|True|")
+    (folder / "chat_template.jinja").write_text("{{ a }}")
+    for text in ("a={{ 1 }}", 'a="x" %}{{ 1 + 1 }}'):
+        chat = Chat(folder, text)
+        assert "2" not in chat.decode(chat.prompt("x")) and "{{" in chat.decode(chat.prompt("x"))
+    for text in ("a", "=3", "a b=3", "a=1,,b=2", "{{a}}=3"):
+        with pytest.raises(UserError, match="--template-arg takes NAME=VALUE"):
+            Chat(folder, text)
+
+
+def test_answers_cut_while_thinking(chat):
+    """Guards against: a thinking model whose answers all are cut, and nobody says why."""
+    cut = Candidate(0, 0, "Why?", "<think>\nHm, so it", [5] * 8, False)
+    ended = Candidate(0, 1, "Why?", "<think>\nHm.\n</think>\n\nSo.", [5] * 8, True)
+    long = Candidate(0, 2, "Why?", "<think>\nHm.\n</think>\n\nSo it", [5] * 8, False)
+    assert "1 were cut while" in answers_note([cut, ended, long])
+    assert "--template-arg enable_thinking=false" in answers_note([cut, cut])
+    assert "cut" not in answers_note([ended, long])
