@@ -35,7 +35,7 @@ from torch import Tensor
 from core.batches import branch_view, collate, micro_batches, row_length, shared_prefix
 from core.chat import Chat
 from core.checklist import instruction_of, requirements_of
-from core.cli import common_arguments, run_command
+from core.cli import common_arguments, printable, run_command
 from core.config import READINGS
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
@@ -437,7 +437,7 @@ def print_verdicts(report: dict) -> None:
         elif "ratio" in verdict:
             print("log-likelihood ratio, nats:", verdict["ratio"])
         else:
-            print(verdict["text"])
+            print(printable(verdict["text"]))
     reward = "none" if report["reward"] is None else f"{report['reward']:.2f}"
     print("--- mean of the readable scores:", reward)
 

@@ -18,7 +18,7 @@ Shapes: B slots, T tokens, D hidden, V vocabulary, P prompts, N texts for each o
 import copy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from tqdm import tqdm
 from core.batches import micro_batches, shared_prefix
 from core.cache import KVCache
 from core.chat import Chat
-from core.cli import common_arguments, run_command
+from core.cli import common_arguments, is_out_of_memory, printable, run_command
 from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, pick, uniforms
 from core.errors import UserError
@@ -251,10 +251,31 @@ def generate(
 
     `keys[p]` names the randomness of prompt p; the number of the sample is added to it. `label`
     shows a progress bar. `on_token` sees each token as it is drawn, where there is one text only.
+    Where the memory is full, half of the slots are tried, once: they do not change what is drawn.
     Raises UserError where a prompt leaves no room for new tokens.
     """
     if not prompts:
         return []
+    try:
+        return write_all(writer, prompts, sampling, keys, label=label, on_token=on_token)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error) or sampling.slots == 1:
+            raise
+    print(f"the memory is full; {sampling.slots // 2} slots now (--slots)", file=sys.stderr)
+    fewer = replace(sampling, slots=sampling.slots // 2)
+    return write_all(writer, prompts, fewer, keys, label=label, on_token=on_token)
+
+
+def write_all(
+    writer: Writer,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    keys: Sequence[str],
+    *,
+    label: str | None,
+    on_token: Callable[[int], None] | None,
+) -> list[list[Completion]]:
+    """`generate` with as many slots as it is told."""
     lengths = [len(prompt) for prompt in prompts]
     check_room(writer.model, max(lengths), sampling.max_new_tokens)
     n = sampling.n
@@ -374,7 +395,7 @@ def stream_answer(writer: Writer, messages: list[dict], sampling: Sampling, key:
         nonlocal shown
         tokens.append(token)
         text = writer.chat.decode(tokens).rstrip("\ufffd")  # half of a character: wait for the rest
-        print(text[len(shown) :], end="", flush=True)
+        print(printable(text[len(shown) :]), end="", flush=True)
         shown = text
 
     generate(writer, [writer.chat.render(messages)], sampling, [f"{key} 0"], on_token=show_token)

@@ -26,7 +26,7 @@ import torch
 from core.batches import drop_long
 from core.chat import Chat
 from core.checklist import instruction_of
-from core.cli import run_command
+from core.cli import printable, run_command
 from core.config import SEED, CommandLine, Config, parse
 from core.device import check_disk, check_memory, pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
@@ -361,11 +361,12 @@ def train(
         say(f"{run.folder} is finished; this is its table. Give --run another name to run again.\n")
         return run.metrics()[: config.iters + 1]
     device = pick_device(config.device)
+    rubric = read_rubric(config.rubric, source, how=config.judge)
     loop = loop_class(
         config=config,
         run=run,
         chat=Chat(source, config.template_arg),
-        rubric=read_rubric(config.rubric, source, how=config.judge),
+        rubric=rubric,
         world=open_world(config, toy=command.toy),
         device=device,
         dtype=pick_dtype(config.dtype, device),
@@ -393,7 +394,7 @@ def main(loop_class: type[Loop] = Loop, variant: str | None = None) -> None:
     command = parse(sys.argv[1:], about)
 
     def say(text: str) -> None:
-        print(text, file=sys.stderr if command.json else sys.stdout, flush=True)
+        print(printable(text), file=sys.stderr if command.json else sys.stdout, flush=True)
 
     models = train(command, loop_class, variant, say)
     if command.json:

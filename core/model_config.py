@@ -7,7 +7,6 @@ Left out on purpose: architectures that model.GPT does not compute, and quantise
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -17,35 +16,28 @@ from core.files import read_json
 SUPPORTED = ("llama", "mistral", "qwen2", "qwen3")
 
 
-class Bounds(NamedTuple):
-    """What a number in config.json may be."""
-
-    least: float
-    most: float
-    whole: bool = True
-    needed: bool = False
-
-
-NUMBERS = {
-    "vocab_size": Bounds(1, 2**24, needed=True),
-    "hidden_size": Bounds(1, 2**17, needed=True),
-    "intermediate_size": Bounds(1, 2**20, needed=True),
-    "num_hidden_layers": Bounds(1, 1000, needed=True),
-    "num_attention_heads": Bounds(1, 2**12, needed=True),
-    "num_key_value_heads": Bounds(1, 2**12),
-    "head_dim": Bounds(2, 2**12),
-    "max_position_embeddings": Bounds(1, 2**31),
-    "sliding_window": Bounds(1, 2**31),
-    "rms_norm_eps": Bounds(1e-12, 1, whole=False),
-    "rope_theta": Bounds(1, 1e15, whole=False),
+# The least and the largest value of what every config.json must name, and of what it may name.
+SIZES = {
+    "vocab_size": (1, 2**24),
+    "hidden_size": (1, 2**17),
+    "intermediate_size": (1, 2**20),
+    "num_hidden_layers": (1, 1000),
+    "num_attention_heads": (1, 2**12),
 }
-# Of rope_scaling, and of rope_parameters in newer files.
-ROPE_NUMBERS = {
-    "rope_theta": Bounds(1, 1e15, whole=False),
-    "factor": Bounds(1, 1e6, whole=False),
-    "low_freq_factor": Bounds(1e-6, 1e6, whole=False),
-    "high_freq_factor": Bounds(1e-6, 1e6, whole=False),
-    "original_max_position_embeddings": Bounds(1, 2**31),
+OTHER_SIZES = {
+    "num_key_value_heads": (1, 2**12),
+    "head_dim": (2, 2**12),
+    "max_position_embeddings": (1, 2**31),
+    "sliding_window": (1, 2**31),
+}
+FRACTIONS = {"rms_norm_eps": (1e-12, 1), "rope_theta": (1, 1e15)}
+# The same of rope_scaling, and of rope_parameters in newer files.
+ROPE_SIZES = {"original_max_position_embeddings": (1, 2**31)}
+ROPE_FRACTIONS = {
+    "rope_theta": (1, 1e15),
+    "factor": (1, 1e6),
+    "low_freq_factor": (1e-6, 1e6),
+    "high_freq_factor": (1e-6, 1e6),
 }
 SWITCHES = ("tie_word_embeddings", "use_sliding_window")
 
@@ -86,29 +78,29 @@ def read_config(folder: Path) -> GPTConfig:
     # null is as good as absent
     given = {key: value for key, value in raw.items() if value is not None}
     check_architecture(given)
-    check_numbers(given, NUMBERS, f"config.json of {folder}")
+    place = f"config.json of {folder}"
+    check_numbers(given, SIZES | OTHER_SIZES, place, whole=True)
+    check_numbers(given, FRACTIONS, place, whole=False)
     # transformers 5 writes rope_parameters; transformers 4 writes rope_theta and rope_scaling
     rope = given.get("rope_parameters") or given.get("rope_scaling") or {}
     if not isinstance(rope, dict):
-        raise UserError(f"config.json of {folder}: the settings of RoPE must be an object.")
-    check_numbers(rope, ROPE_NUMBERS, f"config.json of {folder}, RoPE")
+        raise UserError(f"{place}: the settings of RoPE must be an object.")
+    check_numbers(rope, ROPE_SIZES, f"{place}, RoPE", whole=True)
+    check_numbers(rope, ROPE_FRACTIONS, f"{place}, RoPE", whole=False)
     heads = given["num_attention_heads"]
     groups = given.get("num_key_value_heads", heads)
     if heads % groups:
-        raise UserError(f"config.json of {folder}: {heads} heads do not share {groups} keys.")
+        raise UserError(f"{place}: {heads} heads do not share {groups} keys.")
     head_dim = given.get("head_dim", given["hidden_size"] // heads)
     if head_dim < 2 or head_dim % 2:
-        raise UserError(f"config.json of {folder}: RoPE needs an even head_dim, not {head_dim}.")
+        raise UserError(f"{place}: RoPE needs an even head_dim, not {head_dim}.")
     context = given.get("max_position_embeddings", 2048)
     if given.get("use_sliding_window", given["model_type"] == "mistral"):
         # sliding windows are not computed: the context ends where the window does
         context = min(context, given.get("sliding_window", context))
+    sizes = {name: given[name] for name in SIZES}
     return GPTConfig(
-        vocab_size=given["vocab_size"],
-        hidden_size=given["hidden_size"],
-        intermediate_size=given["intermediate_size"],
-        num_hidden_layers=given["num_hidden_layers"],
-        num_attention_heads=heads,
+        **sizes,
         num_key_value_heads=groups,
         head_dim=head_dim,
         max_position_embeddings=context,
@@ -142,21 +134,23 @@ def check_architecture(given: dict) -> None:
     for key in SWITCHES:
         if not isinstance(given.get(key, False), bool):
             raise UserError(f"config.json has {key}={given[key]!r}; it must be true or false.")
-    missing = ", ".join(name for name, b in NUMBERS.items() if b.needed and name not in given)
+    missing = ", ".join(name for name in SIZES if name not in given)
     if missing:
         raise UserError(f"config.json lacks {missing}; it does not describe a {kind} model.")
 
 
-def check_numbers(given: dict, bounds: dict[str, Bounds], place: str) -> None:
+def check_numbers(
+    given: dict, bounds: dict[str, tuple[float, float]], place: str, *, whole: bool
+) -> None:
     """Raises UserError where a number is of another kind or outside its bounds."""
-    for name, (least, most, whole, _) in bounds.items():
+    kind = "a whole number" if whole else "a number"
+    for name, (least, most) in bounds.items():
         value = given.get(name)
         if value is None:
             continue
         is_number = isinstance(value, int if whole else int | float)
         # true is an int to Python; and what is not a number fails every comparison
         if isinstance(value, bool) or not is_number or not least <= value <= most:
-            kind = "a whole number" if whole else "a number"
             shown = repr(value)[:40]
             raise UserError(
                 f"{place}: {name} must be {kind} from {least:g} to {most:g}, not {shown}."
