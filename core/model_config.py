@@ -99,13 +99,14 @@ def read_config(folder: Path) -> GPTConfig:
         # sliding windows are not computed: the context ends where the window does
         context = min(context, given.get("sliding_window", context))
     sizes = {name: given[name] for name in SIZES}
+    theta = rope.get("rope_theta") or given.get("rope_theta", 10000.0)
     return GPTConfig(
         **sizes,
         num_key_value_heads=groups,
         head_dim=head_dim,
         max_position_embeddings=context,
         rms_norm_eps=given.get("rms_norm_eps", 1e-6),
-        rope_theta=rope.get("rope_theta") or given.get("rope_theta", 10000.0),
+        rope_theta=theta,
         rope_scaling=rope or None,
         tie_word_embeddings=given.get("tie_word_embeddings", False),
         model_type=given["model_type"],
