@@ -28,6 +28,7 @@ from core.batches import branch_view, collate, group_alike, micro_batches, row_l
 from core.device import precision
 from core.errors import UserError
 from core.kernels import picked_logps
+from core.progress import Progress
 from core.recipe import Recipe, blocks_of, plan, rate
 from core.records import Example
 from model import GPT, PLAIN_ATTENTION_LIMIT
@@ -154,11 +155,12 @@ def fit(
     *,
     name: str,
     optimizers: MakeOptimizers = adamw,
+    progress: Progress | None = None,
 ) -> list[dict]:
     """Trains `model` in place; returns one dict of figures per step.
 
-    `optimizers` makes them; only experiments/make_seed.py has others. Raises UserError where a loss
-    or a gradient is not finite.
+    `optimizers` makes them; only experiments/make_seed.py has others. A training that was killed
+    goes on where `progress` stands. Raises UserError where a loss or a gradient is not finite.
     """
     torch.manual_seed(recipe.seed)  # for dropout
     model.train()
@@ -167,18 +169,21 @@ def fit(
     opts = optimizers(model, recipe)
     param_groups = [group for opt in opts for group in opt.param_groups]
     peaks = [group["lr"] for group in param_groups]
-    log = []
-    bar = tqdm(steps, desc=name, unit="step", leave=False, disable=None)
-    for step, passes in enumerate(bar):
+    log = progress.restore(model, opts, len(steps)) if progress else []
+    rest = range(len(log), len(steps))
+    bar = tqdm(rest, desc=name, unit="step", leave=False, disable=None)
+    for step in bar:
         share = rate(step, len(steps), recipe)  # of the peak
         for group, peak in zip(param_groups, peaks, strict=True):
             group["lr"] = peak * share
-        figures = add_up_gradients(model, passes, recipe, place=f"{name}, step {step}")
+        figures = add_up_gradients(model, steps[step], recipe, place=f"{name}, step {step}")
         for opt in opts:
             opt.step()
             opt.zero_grad()
         log.append({"step": step, **figures, "lr": recipe.lr * share})
         bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+        if progress:
+            progress.keep(model, opts, log, len(steps))
     model.eval()
     model.dropout = 0.0
     model.recompute = False
@@ -222,10 +227,11 @@ def sft(
     *,
     name: str = "sft",
     optimizers: MakeOptimizers = adamw,
+    progress: Progress | None = None,
 ) -> list[dict]:
     """Supervised fine-tuning on the responses of `examples`. Changes `model`; returns the log."""
     steps = [sft_passes(model, examples, step, recipe) for step in plan(len(examples), recipe)]
-    return fit(model, steps, recipe, name=name, optimizers=optimizers)
+    return fit(model, steps, recipe, name=name, optimizers=optimizers, progress=progress)
 
 
 def sft_passes(
@@ -277,7 +283,12 @@ class Objective:
 
 
 def dpo(
-    model: GPT, pairs: Sequence[PreferencePair], recipe: Recipe, objective: Objective
+    model: GPT,
+    pairs: Sequence[PreferencePair],
+    recipe: Recipe,
+    objective: Objective,
+    *,
+    progress: Progress | None = None,
 ) -> list[dict]:
     """M_t -> M_{t+1}, in place; returns the log.
 
@@ -323,4 +334,4 @@ def dpo(
             drawn = drawn[: objective.replay_size]
             passes += sft_passes(model, objective.replay, drawn, recipe)
         steps.append(passes)
-    return fit(model, steps, recipe, name="dpo")
+    return fit(model, steps, recipe, name="dpo", progress=progress)

@@ -33,8 +33,9 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
 from core.likeness import KnownPrompts
+from core.progress import Progress
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
-from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
+from core.run import TRAINING, Run, Say, check_record, other_arithmetic, unnamed, write_record
 from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -106,7 +107,9 @@ class Loop:
         started = time.time()
         note = "no seed data, so M1 is the base model"
         if answers + verdicts:
-            log = sft(base, answers + verdicts, self.sft_recipe(base))  # changes the weights
+            progress = Progress(self.run.folder / TRAINING.format(0))
+            recipe = self.sft_recipe(base)
+            log = sft(base, answers + verdicts, recipe, progress=progress)  # changes the weights
             write_jsonl(unnamed(self.run.folder / "sft.jsonl"), log)
             note = sft_note(log, len(answers), len(verdicts))
         self.run.note(note)
@@ -250,7 +253,8 @@ class Loop:
         """DPO on the pairs; returns the log."""
         examples = self.pair_examples(selection)
         recipe = self.dpo_recipe(model, selection.t)
-        log = dpo(model, examples, recipe, self.objective(model, selection))
+        progress = Progress(self.run.folder / TRAINING.format(selection.t))
+        log = dpo(model, examples, recipe, self.objective(model, selection), progress=progress)
         self.run.note(dpo_note(log, len(examples)))
         return log
 

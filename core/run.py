@@ -33,6 +33,7 @@ from core.errors import UserError
 from core.files import read_existing, read_json, write_jsonl, write_whole
 
 Say = Callable[[str], None]
+TRAINING = "t{}/training.safetensors"  # where the training of M_{t+1} stands; gone when it is there
 # These settings may change when a run goes on. The last three change no more than rounding.
 MAY_CHANGE = {"iters", "device", "slots", "tokens", "recompute"}
 INPUTS = ("ift", "oasst", "eft", "ranked", "prompts", "rubric")  # settings that name a file
@@ -122,6 +123,14 @@ class Run:
                 shutil.rmtree(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             unnamed(path).replace(path)
+        self.forget_trainings()
+
+    def forget_trainings(self) -> None:
+        """Removes what a training kept of itself, once its model is complete."""
+        for path in self.folder.glob(TRAINING.format("*")):
+            t = int(path.parent.name.removeprefix("t"))
+            if self.has_step(t) if t else self.model_folder(1).exists():
+                path.unlink()
 
     def lines(self) -> list[dict]:
         """One object a finished stage."""
@@ -154,6 +163,7 @@ class Run:
                     shutil.rmtree(leftover)
                 else:
                     leftover.unlink()
+        self.forget_trainings()
 
 
 def unnamed(path: Path) -> Path:
