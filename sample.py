@@ -365,13 +365,14 @@ def respond(
     *,
     key: str,
     label: str | None = "answers",
+    first: int = 0,
 ) -> list[Candidate]:
     """{x_i} -> {y_i^1 .. y_i^N}: n answers to each prompt, prompt by prompt.
 
-    A prompt that leaves no room for an answer gets none.
+    A prompt that leaves no room for an answer gets none. `first` is the number of the first one.
     """
     ids = [writer.chat.prompt(prompt) for prompt in prompts]
-    keys = [f"{key} {i}" for i in range(len(prompts))]
+    keys = [f"{key} {first + i}" for i in range(len(prompts))]
     fitting = writer.that_fit(ids, sampling.max_new_tokens)
     ids, keys = [ids[i] for i in fitting], [keys[i] for i in fitting]
     groups = generate(writer, ids, sampling, keys, label=label)
@@ -379,7 +380,7 @@ def respond(
     for i, group in zip(fitting, groups, strict=True):
         for sample, (tokens, finished) in enumerate(group):
             text = writer.chat.decode(tokens).strip()
-            candidates.append(Candidate(i, sample, prompts[i], text, tokens, finished))
+            candidates.append(Candidate(first + i, sample, prompts[i], text, tokens, finished))
     return candidates
 
 

@@ -17,6 +17,7 @@ Left out on purpose: variants of the method (experiments/variants.py).
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -190,10 +191,17 @@ class Loop:
         return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]  # rows lack prompts
 
     def write_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
-        answers = respond(writer, prompts, self.answering(), key=self.key("answers", t))
-        self.run.note(answers_note(answers))
+        key = self.key("answers", t)
+
+        def write(part: Sequence[str], first: int) -> list[dict]:
+            answers = respond(writer, part, self.answering(), key=key, first=first)
+            return [y.row() for y in answers]
+
+        tokens = self.config.n * self.config.max_new_tokens  # at most, for a prompt
+        rows = self.run.in_parts(key, prompts, tokens, write, writer)
+        self.run.note(answers_note([Candidate(prompt=prompts[row["id"]], **row) for row in rows]))
         self.run.note(writer.take_meter())
-        return [y.row() for y in answers]
+        return rows
 
     def judge(
         self, writer: Writer, answers: list[Candidate], t: int, *, stage: str = "verdicts"
@@ -207,7 +215,15 @@ class Loop:
         return with_rewards(answers, verdicts)
 
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
-        verdicts = judge_answers(writer, answers, self.judging(), key=key)
+        c = self.config
+
+        def judge(part: Sequence[list[Candidate]], _: int) -> list[dict]:
+            of_part = [y for group in part for y in group]
+            return judge_answers(writer, of_part, self.judging(), key=key)
+
+        limit = c.k * c.max_verdict_tokens if c.judge == "sampled" else c.max_new_tokens
+        groups = by_prompt(answers)
+        verdicts = self.run.in_parts(key, groups, c.n * limit, judge, writer)
         self.run.note(verdicts_note(verdicts, self.config.judge))
         self.run.note(writer.take_meter())
         return verdicts

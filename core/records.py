@@ -117,6 +117,11 @@ class Work:
     written: int = 0  # new tokens
     too_long: list[str] = field(default_factory=list)  # prompts without room, in words
 
+    def add(self, other: "Work") -> None:
+        """Counts what another one counted."""
+        for name, value in vars(other).items():
+            setattr(self, name, getattr(self, name) + value)
+
     def summary(self) -> str:
         """In words. Thrown away: pads, and the steps of slots that wrote nothing."""
         text = f"read {self.read / max(1, self.prompts):.0f} tokens a prompt"

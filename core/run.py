@@ -16,10 +16,10 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol, TextIO
 
 import torch
 
@@ -30,9 +30,20 @@ except ImportError:  # Windows has no such locks
 
 from core.config import Config, flag
 from core.errors import UserError
-from core.files import read_existing, read_json, write_jsonl, write_whole
+from core.files import read_existing, read_json, read_jsonl, write_jsonl, write_whole
+from core.records import Work
 
 Say = Callable[[str], None]
+
+
+class HasWork(Protocol):
+    """Whatever counts what it computes: a Writer."""
+
+    work: Work
+
+
+PARTS = "parts"  # the folder of what a stage has made so far
+PART = 400_000  # tokens that a part may take: some minutes of a small model on a CPU
 TRAINING = "t{}/training.safetensors"  # where the training of M_{t+1} stands; gone when it is there
 # These settings may change when a run goes on. The last three change no more than rounding.
 MAY_CHANGE = {"iters", "device", "slots", "tokens", "recompute"}
@@ -86,6 +97,35 @@ class Run:
         self.check(t, stage, name)
         return read_existing(self.folder / name)
 
+    def in_parts(
+        self,
+        key: str,
+        items: Sequence,
+        tokens: int,
+        make: Callable[[Sequence, int], list[dict]],
+        meter: HasWork,
+    ) -> list[dict]:
+        """The rows of a long stage, made part by part, so that a kill costs one part.
+
+        `key` names the stage. `make` turns some items, and the number of the first, into rows. An
+        item takes up to so many `tokens`. `meter.work` counts what was read and written, also by a
+        process that was killed.
+        """
+        size = max(1, PART // tokens)
+        total = Work()
+        rows: list[dict] = []
+        for first in range(0, len(items), size):
+            path = self.folder / PARTS / key.replace(" ", "-") / f"{first}.jsonl"
+            if not path.exists():
+                meter.work = Work()
+                made = make(items[first : first + size], first)
+                write_jsonl(path, [asdict(meter.work), *made])
+            work, *made = read_jsonl(path)
+            total.add(Work(**work))
+            rows += made
+        meter.work = total
+        return rows
+
     def check(self, t: int, stage: str, name: str) -> None:
         """Raises UserError where a file is not the one that its stage wrote."""
         lines = [row for row in self.lines() if (row["t"], row["stage"]) == (t, stage)]
@@ -123,6 +163,7 @@ class Run:
                 shutil.rmtree(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             unnamed(path).replace(path)
+        shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         self.forget_trainings()
 
     def forget_trainings(self) -> None:

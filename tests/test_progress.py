@@ -10,7 +10,12 @@ from test_train import results
 from test_train import run as run_fixture
 
 import core.progress
+import core.run
 import dpo
+import judge
+import sample
+import train
+from core.files import read_jsonl
 from core.progress import Progress
 from core.recipe import Recipe
 from core.records import Example
@@ -143,3 +148,41 @@ def test_a_run_killed_inside_its_training(finished, run, eager, dies, first, t):
     assert not list(run.rglob("training.*"))
     found = {n: v for n, v in results(run).items() if not n.startswith("M1.gone")}
     assert found == results(finished / "runs" / "toy")
+
+
+# The stage that is killed, what writes its texts, and how often in all: 3 parts or 5, one of them
+# again, and the judge once more in the exam.
+TEXTS = [("t1/responses.jsonl", "respond", 4), ("t1/verdicts.jsonl", "judge_answers", 7)]
+
+
+@pytest.mark.parametrize("first, stage, count", TEXTS)
+def test_a_run_killed_inside_its_texts(finished, run, monkeypatch, first, stage, count):
+    """Guards against: answers or verdicts that are all lost, doubled, or counted by half."""
+    monkeypatch.setattr(core.run, "PART", 1000)
+    forget(run, first)
+    real, calls = getattr(train, stage), []
+
+    def dying(*args, **more):
+        calls.append(stage)
+        if len(calls) == 3:
+            raise Killed
+        return real(*args, **more)
+
+    for place in (sample, judge):
+        if hasattr(place, stage):
+            monkeypatch.setattr(place, stage, dying)
+    with pytest.raises(Killed):
+        command("train.py", *TINY)
+    gc.collect()
+    assert len(list((run / "parts").rglob("*.jsonl"))) == 2
+    done = command("train.py", *TINY)
+    assert done.code == 0, done.err
+    assert results(run) == results(finished / "runs" / "toy")
+    assert len(calls) == count, "none of them is made twice, but for the one that was cut off"
+    lines = [(row["t"], row["stage"]) for row in read_jsonl(run / "log.jsonl")]
+    assert len(lines) == len(set(lines))
+    told = {}
+    for folder in (run, finished / "runs/toy"):
+        for row in read_jsonl(folder / "log.jsonl"):
+            told.setdefault((row["t"], row["stage"]), []).append(row["told"].split(" | ")[0])
+    assert all(a == b for a, b in told.values() if (a, b)[0].count("seconds") == 0)

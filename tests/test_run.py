@@ -16,6 +16,7 @@ from core import run as run_module
 from core.config import Config
 from core.errors import UserError
 from core.files import read_jsonl, write_jsonl
+from core.records import Work
 from core.run import Run, check_record, other_arithmetic, unnamed, write_record
 
 ROWS = [{"id": 0, "text": "one\u2028"}, {"id": 1, "text": "two"}, {"id": 2, "text": "three"}]
@@ -226,3 +227,65 @@ def test_another_machine_is_told(tmp_path, monkeypatch):
     told = other_arithmetic(folder, torch.device("cpu"))
     assert f"threads {threads}, now {threads + 3}" in told and "device" not in told
     assert "device cpu, now cuda" in other_arithmetic(folder, torch.device("cuda"))
+
+
+# ---- stages in parts ----
+
+
+class Meter:
+    """What counts, as a Writer does."""
+
+    def __init__(self):
+        self.work = Work()
+
+
+def doubled(meter: Meter, dies_at: int | None = None):
+    """A stage that makes one row of each item, and dies when it comes to one of them."""
+
+    def make(items, first: int) -> list[dict]:
+        rows = []
+        for i, item in enumerate(items):
+            if first + i == dies_at:
+                raise Killed
+            meter.work.read += item
+            meter.work.too_long.append(f"item {item}")
+            rows.append({"number": first + i, "twice": 2 * item})
+        return rows
+
+    return make
+
+
+@pytest.mark.parametrize("dies_at", [0, 1, 3, 4, 6, None])
+def test_a_stage_in_parts(run, monkeypatch, dies_at):
+    """Guards against: work that is lost or done twice, rows out of order, a count of half the work.
+
+    Seven items, two to a part.
+    """
+    monkeypatch.setattr(run_module, "PART", 20)
+    items = list(range(10, 17))
+    meter = Meter()
+    if dies_at is not None:
+        with pytest.raises(Killed):
+            run.in_parts("0 answers 1", items, 10, doubled(meter, dies_at), meter)
+        kept = sorted((run.folder / "parts/0-answers-1").glob("*")) if dies_at > 1 else []
+        assert len(kept) == dies_at // 2
+    meter, seen = Meter(), []
+
+    def make(part, first: int) -> list[dict]:
+        seen.append(first)
+        return doubled(meter)(part, first)
+
+    rows = Run(run.folder, print).in_parts("0 answers 1", items, 10, make, meter)
+    assert rows == [{"number": i, "twice": 2 * item} for i, item in enumerate(items)]
+    assert seen == [first for first in (0, 2, 4, 6) if first >= 2 * ((dies_at or 0) // 2)]
+    assert meter.work.read == sum(items) and len(meter.work.too_long) == 7
+    assert keep(run) == ROWS and not (run.folder / "parts").exists(), "a finished stage has none"
+
+
+def test_parts_of_another_stage(run):
+    """Guards against: the answers of one iteration taken for those of the next."""
+    for t in (1, 2):
+        meter = Meter()
+        rows = run.in_parts(f"0 answers {t}", [t], 10, doubled(meter), meter)
+        assert rows == [{"number": 0, "twice": 2 * t}]
+    assert run.in_parts("0 answers 3", [], 10, doubled(Meter()), Meter()) == []
