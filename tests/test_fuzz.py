@@ -42,7 +42,7 @@ leaves = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
-    st.floats(),
+    st.floats(allow_subnormal=False),  # the commands flush such numbers to 0
     st.text(max_size=12),
     st.sampled_from(["user", "assistant", "gpt", "llama", "linear", "fp8", "<|im_end|>", "\ud800"]),
     st.sampled_from(ODD_NUMBERS),
