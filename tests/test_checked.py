@@ -548,7 +548,7 @@ def test_judge_examples_of_a_file_are_taken_first(tmp_path):
     """Guards against: --eft that is read and not used, or added to the limit."""
     eft = [{"prompt": "Use no commas.", "response": "So.", "verdict": "yes"}] * 30
     write_jsonl(tmp_path / "eft.jsonl", eft)
-    world = world_of(tmp_path, examples_of(60), eft=str(tmp_path / "eft.jsonl"))
+    world = world_of(tmp_path, examples_of(60), eft=str(tmp_path / "eft.jsonl"), judge="checklist")
     assert [row for row in world.eft if row in eft] == eft
     assert len(world.eft) == 200
 
