@@ -37,10 +37,11 @@ from worlds.open_world import open_world
 from worlds.world import Exam
 
 PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
-# row -> command, most rounds, and the last stage that it shares with the loop. The truth is certain
-# of every pair.
+# row -> command, most rounds, and the last stage that it shares with the loop. {M1} is its M_1. The
+# truth is certain of every pair.
 LOOPS = {
     "loop": ("train.py", 3, None),
+    "judge stays M_1": ("experiments/variants.py fixed-judge={M1}", 3, "verdicts"),
     "truth as judge": ("experiments/variants.py oracle-judge --confident 1", 3, "answers"),
 }
 CONTROLS = {
@@ -81,6 +82,7 @@ def make_run(args: argparse.Namespace, row: str, seed: int, rounds: int) -> None
     if args.ranked:
         files += ["--ranked", args.ranked]
     settings = ["--world", "checked", "--run", run.name, "--seed", str(seed)]
+    command = command.replace("{M1}", str(run_of("loop", seed) / "M1"))
     words = [*command.split(), *settings, "--iters", str(rounds), *files, *args.extra]
     print("$ python", *words, flush=True)
     # 3) a process of its own
