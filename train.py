@@ -26,7 +26,6 @@ import torch
 
 from core.batches import drop_long
 from core.chat import Chat
-from core.checklist import instruction_of
 from core.cli import printable, run_command
 from core.config import SEED, CommandLine, Config, parse
 from core.device import check_disk, check_memory, pick_device, pick_dtype, prepare_machine
@@ -34,9 +33,8 @@ from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
 from core.likeness import KnownPrompts
-from core.progress import Progress
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
-from core.run import TRAINING, Run, Say, check_record, other_arithmetic, unnamed, write_record
+from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
 from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -108,16 +106,16 @@ class Loop:
         started = time.time()
         note = "no seed data, so M1 is the base model"
         if answers + verdicts:
-            progress = Progress(self.run.folder / TRAINING.format(0))
             recipe = self.sft_recipe(base)
+            progress = self.run.training(0)
             log = sft(base, answers + verdicts, recipe, progress=progress)  # changes the weights
             write_jsonl(unnamed(self.run.folder / "sft.jsonl"), log)
             note = sft_note(log, len(answers), len(verdicts))
         self.run.note(note)
-        save(base, unnamed(self.run.model_folder(1)), source=self.config.model or SEED)
-        if self.config.template_arg:  # so that all models of the run have it
-            template = unnamed(self.run.model_folder(1)) / "chat_template.jinja"
-            template.write_text(self.chat.template_text, encoding="utf-8")
+        folder = unnamed(self.run.model_folder(1))
+        save(base, folder, source=self.config.model or SEED)
+        if self.config.template_arg:
+            self.chat.save_template(folder)  # so that all models of the run have it
         files = ["sft.jsonl", "M1"] if answers + verdicts else ["M1"]
         self.run.finish(0, "sft", started, *files)
 
@@ -172,10 +170,7 @@ class Loop:
         """Prompts of M_t, unlike those of people, of the exam, and of this iteration so far."""
         c = self.config
         seeds = self.world.prompts
-        exam = self.world.exam
-        held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
-        held_out = [instruction_of(prompt) for prompt in held_out]
-        known = KnownPrompts([*seeds, *held_out], c.rouge)
+        known = KnownPrompts([*seeds, *self.world.exam.instructions()], c.rouge)
         sampling = replace(self.answering(), temperature=c.prompt_temperature)
         key = self.key("prompts", t)
         prompts, refused = new_prompts(
@@ -269,8 +264,9 @@ class Loop:
         """DPO on the pairs; returns the log."""
         examples = self.pair_examples(selection)
         recipe = self.dpo_recipe(model, selection.t)
-        progress = Progress(self.run.folder / TRAINING.format(selection.t))
-        log = dpo(model, examples, recipe, self.objective(model, selection), progress=progress)
+        objective = self.objective(model, selection)
+        progress = self.run.training(selection.t)
+        log = dpo(model, examples, recipe, objective, progress=progress)
         self.run.note(dpo_note(log, len(examples)))
         return log
 

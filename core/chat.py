@@ -108,6 +108,10 @@ class Chat:
         self.tokenizer.encode_special_tokens = False
         return ids
 
+    def save_template(self, folder: Path) -> None:
+        """Writes the template, with the variables that it was given, into a checkpoint."""
+        (folder / "chat_template.jinja").write_text(self.template_text, encoding="utf-8")
+
     def prompt(self, text: str) -> list[int]:
         """One question of a user."""
         return self.render([{"role": "user", "content": text}])

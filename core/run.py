@@ -31,6 +31,7 @@ except ImportError:  # Windows has no such locks
 from core.config import Config, flag
 from core.errors import UserError
 from core.files import read_existing, read_json, read_jsonl, write_jsonl, write_whole
+from core.progress import Progress
 from core.records import Work
 
 Say = Callable[[str], None]
@@ -165,6 +166,10 @@ class Run:
             unnamed(path).replace(path)
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         self.forget_trainings()
+
+    def training(self, t: int) -> Progress:
+        """Where the training of M_{t+1} stands."""
+        return Progress(self.folder / TRAINING.format(t))
 
     def forget_trainings(self) -> None:
         """Removes what a training kept of itself, once its model is complete."""

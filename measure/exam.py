@@ -65,11 +65,12 @@ def examine(run: Run, world: World, student: Student, t: int) -> dict:
 def own_groups(exam: Exam, answers: Sequence[dict]) -> list[dict]:
     """Answers to one prompt, ranked by the truth, with the kinds of requirement that each keeps.
 
-    [] where the truth has no parts. An answer that never ended is left out: no judge reads it.
+    [] where the truth has no parts. An answer that never ended is left out, as no judge reads it,
+    and so is one that says nothing, as no file of ranked answers holds it.
     """
     by_prompt = defaultdict(list)
     for answer in answers if exam.checks else []:
-        if answer["finished"]:
+        if answer["finished"] and answer["response"]:
             by_prompt[answer["prompt"]].append(answer)
     groups = []
     for prompt, rows in by_prompt.items():

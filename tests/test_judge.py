@@ -734,4 +734,5 @@ def test_judging_that_is_not_known(digits, cwd):
     args = ("judge.py", "--model", digits, *QUESTION, "--judge")
     assert command(*args, "expect").code == 2
     write_tokenizer(digits, merges=["\u01205"])
+    save(tiny_gpt(vocab=261), digits)
     assert_refused(command(*args, "expected"), "--judge sampled")

@@ -558,7 +558,7 @@ def test_the_toy_is_no_checked_world(cwd):
     assert_refused(command("train.py", "--near", -0.1), "--near must be at least 0")
     assert_refused(command("train.py", "--confident", 0), "--confident must be at least 0.01")
     assert_refused(command("train.py", "--confident", 1.5), "--confident must be at most 1")
-    assert_refused(command("train.py", "--confident", "nan"), "--confident must be at most 1")
+    assert_refused(command("train.py", "--confident", "nan"), "--confident must be at least 0.01")
     assert not (cwd / "runs").exists()
 
 

@@ -172,9 +172,9 @@ def spied(monkeypatch):
     """What every DPO was asked for: its pairs and its objective."""
     calls, real = [], dpo_module.dpo
 
-    def noting(model, pairs, recipe, objective):
+    def noting(model, pairs, recipe, objective, **more):
         calls.append((pairs, objective))
-        return real(model, pairs, recipe, objective)
+        return real(model, pairs, recipe, objective, **more)
 
     for place in (dpo_module, train):  # train.py as a script, and as the module of the variants
         monkeypatch.setattr(place, "dpo", noting)
@@ -436,6 +436,7 @@ def test_by_prompt(cwd, finished, spied, mute):
     prompts = [with_requirements(prompt, ["Use no commas."]) for prompt in bare]
     rows = [{"id": i, "prompt": prompt} for i, prompt in enumerate(prompts)]
     write_jsonl(folder / "t1/prompts.jsonl", rows)
+    (folder / "log.jsonl").unlink()  # else the changed prompts are refused
     run(f"{SCRIPT} by-prompt")
     written = drawn_by(folder / "M1", bare, "0 bare answers 1", 1)
     assert [y.row() for y in written] == read_jsonl(folder / "t1/bare_responses.jsonl")

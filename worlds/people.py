@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
 
-from core.checklist import instruction_of
 from core.config import Config
 from core.errors import UserError
 from core.files import (
@@ -177,9 +176,7 @@ def prompt_in(value: object, place: str) -> str:
 
 def with_given_prompts(world: World, config: Config) -> World:
     """The world with the prompts of --prompts, but those of the exam. Raises UserError."""
-    exam = world.exam
-    held_out = [*exam.prompts, *(group["prompt"] for group in exam.groups)]
-    held_out = {bare_words(instruction_of(prompt)) for prompt in held_out}
+    held_out = {bare_words(instruction) for instruction in world.exam.instructions()}
     found = read_prompts(config.prompts)
     given = [prompt for prompt in found if bare_words(prompt) not in held_out]
     notes = list(world.notes)

@@ -6,6 +6,8 @@ Where the truth is known, it labels the seed data and marks the exam. In between
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from core.checklist import instruction_of
+
 Truth = Callable[[str, str], int | None]  # (prompt, answer) -> 0 to 5; None: no task of this world
 Checks = Callable[[str, str], dict[str, bool]]  # (prompt, answer) -> kind of requirement -> kept?
 
@@ -19,6 +21,11 @@ class Exam:
     truth: Truth | None = None
     checks: Checks | None = None  # where the truth has parts
     unseen: Sequence[str] = ()  # kinds of requirement that training never sees
+
+    def instructions(self) -> list[str]:
+        """What it asks, without requirements: no new prompt may be like it."""
+        prompts = [*self.prompts, *(group["prompt"] for group in self.groups)]
+        return [instruction_of(prompt) for prompt in prompts]
 
 
 @dataclass(frozen=True)
