@@ -79,6 +79,11 @@ class Selection(NamedTuple):
     scored: list[Candidate]  # all answers; only variants of the method look at them
 
 
+def as_answers(rows: Sequence[dict], prompts: Sequence[str]) -> list[Candidate]:
+    """Rows of responses.jsonl, which lack the prompts, as records."""
+    return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]
+
+
 @dataclass
 class Loop:
     """The stages of the picture.
@@ -183,9 +188,10 @@ class Loop:
     def answer(self, writer: Writer, prompts: list[str], t: int) -> list[Candidate]:
         """{y_i^1..N}: N answers to each prompt."""
         rows = self.run.keep(t, "responses", self.write_answers, writer, prompts, t)
-        return [Candidate(prompt=prompts[row["id"]], **row) for row in rows]  # rows lack prompts
+        return as_answers(rows, prompts)
 
     def write_answers(self, writer: Writer, prompts: list[str], t: int) -> list[dict]:
+        """The rows of responses.jsonl. What was written before a kill is not written again."""
         key = self.key("answers", t)
 
         def write(part: Sequence[str], first: int) -> list[dict]:
@@ -194,7 +200,7 @@ class Loop:
 
         tokens = self.config.n * self.config.max_new_tokens  # at most, for a prompt
         rows = self.run.in_parts(key, prompts, tokens, write, writer)
-        self.run.note(answers_note([Candidate(prompt=prompts[row["id"]], **row) for row in rows]))
+        self.run.note(answers_note(as_answers(rows, prompts)))
         self.run.note(writer.take_meter())
         return rows
 
@@ -210,6 +216,7 @@ class Loop:
         return with_rewards(answers, verdicts)
 
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
+        """The rows of verdicts.jsonl, in parts like the answers."""
         c = self.config
 
         def judge(part: Sequence[list[Candidate]], _: int) -> list[dict]:
