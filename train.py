@@ -377,12 +377,14 @@ def train(
     """The whole run, or what is left of it; returns the rows of the table."""
     started = time.time()
     config = command.config
+    # 1) is there something left to do?
     run = Run(Path("runs") / config.run, say)
     source = Path(config.model or SEED)
     check_record(run.folder, config, variant)
     if len(run.metrics()) > config.iters:  # one row per model, M_1 .. M_{iters+1}
         say(f"{run.folder} is finished; this is its table. Give --run another name to run again.\n")
         return run.metrics()[: config.iters + 1]
+    # 2) everything that a mistake in the settings could spoil
     device = pick_device(config.device)
     rubric = read_rubric(config.rubric, source, how=config.judge)
     loop = loop_class(
@@ -397,12 +399,12 @@ def train(
     base = None if run.model_folder(1).exists() else load(source, device=device)
     if base is not None:
         check_space(run.folder, base, config.iters)
-    # Only now: a mistake in the settings leaves nothing behind.
+    # 3) Only now are files written: a mistake in the settings leaves nothing behind.
     run.lock()
-    for note in [*loop.world.notes, other_arithmetic(run.folder, device)]:
-        if note:
-            say(note)
+    for note in [*loop.world.notes, *other_arithmetic(run.folder, device)]:
+        say(note)
     write_record(run.folder, config, variant, device)
+    # 4) the loop
     self_reward(loop, base)
     seconds = time.time() - started
     report = run.folder / "report.html"

@@ -274,8 +274,8 @@ def write_record(folder: Path, config: Config, variant: str | None, device: torc
     write_whole(folder / "config.json", json.dumps(record, indent=2) + "\n")
 
 
-def other_arithmetic(folder: Path, device: torch.device) -> str | None:
-    """In words: what of the machine is not as it was when the run began, and changes rounding."""
+def other_arithmetic(folder: Path, device: torch.device) -> list[str]:
+    """A sentence where the machine is not as it was when the run began, so that rounding differs."""
     record = read_json(folder / "config.json")
     now = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
     changes = []
@@ -283,11 +283,11 @@ def other_arithmetic(folder: Path, device: torch.device) -> str | None:
         if record.get(name, value) != value:
             changes.append(f"{name} {record[name]}, now {value}")
     if not changes:
-        return None
-    return (
+        return []
+    return [
         f"the run began with {', '.join(changes)}; from here on it equals a run without a stop "
         f"only up to rounding"
-    )
+    ]
 
 
 def current_commit() -> str | None:

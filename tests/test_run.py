@@ -220,13 +220,13 @@ def test_settings_that_were_changed(tmp_path):
 def test_another_machine_is_told(tmp_path, monkeypatch):
     """Guards against: a run that goes on with other rounding, without a word."""
     folder, _ = recorded(tmp_path)
-    assert other_arithmetic(folder, torch.device("cpu")) is None
-    assert other_arithmetic(tmp_path / "nowhere", torch.device("cpu")) is None
+    assert other_arithmetic(folder, torch.device("cpu")) == []
+    assert other_arithmetic(tmp_path / "nowhere", torch.device("cpu")) == []
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 3)
-    told = other_arithmetic(folder, torch.device("cpu"))
+    [told] = other_arithmetic(folder, torch.device("cpu"))
     assert f"threads {threads}, now {threads + 3}" in told and "device" not in told
-    assert "device cpu, now cuda" in other_arithmetic(folder, torch.device("cuda"))
+    assert "device cpu, now cuda" in other_arithmetic(folder, torch.device("cuda"))[0]
 
 
 # ---- stages in parts ----
