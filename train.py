@@ -223,6 +223,7 @@ class Loop:
             of_part = [y for group in part for y in group]
             return judge_answers(writer, of_part, self.judging(), key=key)
 
+        # answers to one prompt stay together: equal ones are judged once
         limit = c.k * c.max_verdict_tokens if c.judge == "sampled" else c.max_new_tokens
         groups = by_prompt(answers)
         verdicts = self.run.in_parts(key, groups, c.n * limit, judge, writer)

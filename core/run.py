@@ -275,7 +275,7 @@ def write_record(folder: Path, config: Config, variant: str | None, device: torc
 
 
 def other_arithmetic(folder: Path, device: torch.device) -> list[str]:
-    """A sentence where the machine is not as it was when the run began, so that rounding differs."""
+    """A sentence where the machine is not as it was at the start, so that rounding differs."""
     record = read_json(folder / "config.json")
     now = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
     changes = []
