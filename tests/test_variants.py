@@ -578,7 +578,8 @@ def test_refused_before_anything_is_made(cwd, args, says):
 
 def test_the_oracle_knows_only_the_toy(checkpoint, cwd):
     """Guards against: a truth made up for prompts that the toy world never wrote."""
-    args = ("oracle-judge", "--model", checkpoint, "--prompts", "x")
+    (cwd / "x").write_text("".join(f"Why {i}?\n" for i in range(4)))
+    args = ("oracle-judge", "--model", checkpoint, "--prompts", "x", "--n-prompts", 1)
     assert_refused(command(SCRIPT, *args), "truth", "--world checked")
     assert not (cwd / "runs").exists()
 
