@@ -28,7 +28,7 @@ from model import load, save
 from worlds.checked import checked_truth
 from worlds.people import read_eft, read_ift, read_oasst, read_prompts
 
-CASES = int(os.environ.get("FUZZ", "100"))
+CASES = int(os.environ.get("FUZZ", "50"))
 many = settings(
     max_examples=CASES,
     derandomize=True,

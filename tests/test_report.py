@@ -588,8 +588,13 @@ DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", FILES)
+# a third of all pairs: each file and each damage comes three times or more
+DAMAGED = [
+    (name, d) for i, name in enumerate(FILES) for j, d in enumerate(DAMAGE) if (i + j) % 3 == 0
+]
+
+
+@pytest.mark.parametrize("name, damage", DAMAGED)
 def test_damaged_files(folder, name, damage):
     """Guards against: a traceback instead of a page, and a page that hides what is missing.
 
