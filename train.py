@@ -218,10 +218,11 @@ class Loop:
     def write_verdicts(self, writer: Writer, answers: list[Candidate], key: str) -> list[dict]:
         """The rows of verdicts.jsonl, in parts like the answers."""
         c = self.config
+        judging = self.judging()
 
         def judge(part: Sequence[list[Candidate]], _: int) -> list[dict]:
             of_part = [y for group in part for y in group]
-            return judge_answers(writer, of_part, self.judging(), key=key)
+            return judge_answers(writer, of_part, judging, key=key)
 
         # answers to one prompt stay together: equal ones are judged once
         limit = c.k * c.max_verdict_tokens if c.judge == "sampled" else c.max_new_tokens

@@ -90,12 +90,13 @@ class Run:
         Raises UserError where the file is not the one that was written.
         """
         name = f"t{t}/{stage}.jsonl"
-        if not (self.folder / name).exists():
+        if (self.folder / name).exists():
+            self.check(t, stage, name)
+        else:
             started = time.time()
             write_jsonl(unnamed(self.folder / name), make(*inputs))
             self.finish(t, stage, started, name)
         # Read back, so that a fresh run and a resumed one go on from the same rows.
-        self.check(t, stage, name)
         return read_existing(self.folder / name)
 
     def in_parts(

@@ -176,6 +176,11 @@ def assert_refused(done: Done, *says: str) -> None:
 
 # ---- runs ----
 
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
 ORDER = [  # the files of a run of one trip, behind those of M1
     "exam/M1.jsonl",
     "t1/prompts.jsonl",

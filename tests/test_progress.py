@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, command, forget, tiny_gpt
+from conftest import TINY, Killed, command, forget, tiny_gpt
 from test_train import results
 from test_train import run as run_fixture
 
@@ -23,10 +23,6 @@ from dpo import Objective, sft
 from experiments.make_seed import muon
 
 run = run_fixture  # a copy of the finished run, to be spoilt
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.fixture

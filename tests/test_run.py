@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, Killed
 
 from core import run as run_module
 from core.config import Config
@@ -89,10 +89,6 @@ def test_files_without_a_line_are_taken(run):
     assert run.keep(1, "prompts", never) == ROWS
     write_jsonl(run.folder / "log.jsonl", [{"t": 1, "stage": "prompts", "seconds": 0, "told": ""}])
     assert run.keep(1, "prompts", never) == ROWS
-
-
-class Killed(BaseException):
-    """The process ends here."""
 
 
 @pytest.mark.parametrize("moment", range(8))

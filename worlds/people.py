@@ -155,7 +155,8 @@ def read_prompts(path: str | Path) -> list[str]:
     """Prompts as plain text, one a line; or as JSON, objects with a "prompt" or texts, one a line
     or in an array. Raises UserError.
     """
-    number, first = read_lines(path)[0]
+    lines = read_lines(path)
+    number, first = lines[0]
     if first.startswith(("{", "[")):
         return [prompt_in(value, place) for place, value in read_values(path)]
     if TABLE.match(first):
@@ -163,7 +164,7 @@ def read_prompts(path: str | Path) -> list[str]:
             f"{path}, line {number}: {first[:60]!r} looks like the head of a table; give one "
             f"prompt a line, or JSON objects with a 'prompt'."
         )
-    return [line for _, line in read_lines(path)]
+    return [line for _, line in lines]
 
 
 def prompt_in(value: object, place: str) -> str:
