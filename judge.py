@@ -22,7 +22,7 @@ import argparse
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, permutations
@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from core.batches import branch_view, collate, micro_batches, row_length, shared_prefix
+from core.batches import branch_view, collate, shared_prefix
 from core.chat import Chat
 from core.checklist import instruction_of, requirements_of
 from core.cli import common_arguments, printable, run_command
@@ -46,7 +46,7 @@ from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_t
 from core.statistics import mean
 from core.verdicts import LABEL, ends_with_score, other_scale, parse_score
 from dpo import sequence_logps
-from sample import READ_AT_ONCE, Writer, generate, load_writer, next_probs, progress_bar
+from sample import Groups, Writer, generate, load_writer, next_probs, read_groups
 
 # For real models. The toy has its own in seed/rubric.txt.
 RUBRIC = """Review how well an answer serves the person who asked. Start from 0 and add one point for each that holds:
@@ -64,7 +64,6 @@ Answer:
 {response}
 
 Review:"""  # noqa: E501
-Groups = Sequence[Sequence[Example]]  # a group is one row of branches (core/batches.py)
 SOFTNESS = 10.0  # of --judge contrast: without it nearly all scores would be 0 or 5
 # For --judge checklist. {prompt} is one requirement. The text comes first: its questions share it.
 QUESTION = """{response}
@@ -264,22 +263,6 @@ def group_probs(
 
     writer.work.prompts += sum(map(len, groups))
     return read_groups(writer, groups, read, label)
-
-
-@torch.inference_mode()
-def read_groups(
-    writer: Writer, groups: Groups, read: Callable[[Groups], Tensor], label: str | None
-) -> list[Tensor]:
-    """One tensor for each group. `read` takes some groups, and gives one row for each example."""
-    found: list[Tensor] = [torch.empty(0)] * len(groups)
-    lengths = [row_length(group) for group in groups]
-    writer.work.read += sum(lengths)
-    for batch in progress_bar(label, micro_batches(range(len(groups)), lengths, READ_AT_ONCE)):
-        rows = [groups[i] for i in batch]
-        sizes = [len(row) for row in rows]
-        for i, of_group in zip(batch, read(rows).cpu().split(sizes), strict=True):
-            found[i] = of_group
-    return found
 
 
 def contrast_scores(

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from core.batches import micro_batches, shared_prefix
+from core.batches import micro_batches, row_length, shared_prefix
 from core.cache import KVCache
 from core.chat import Chat
 from core.cli import common_arguments, is_out_of_memory, printable, run_command
@@ -33,10 +33,11 @@ from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, pick, uniforms
 from core.errors import UserError
 from core.kernels import pack
-from core.records import Candidate, Completion, Work
+from core.records import Candidate, Completion, Example, Work
 from model import GPT, load
 
 READ_AT_ONCE = 4096  # most prompt tokens of one pass
+Groups = Sequence[Sequence[Example]]  # a group is one row of branches (core/batches.py)
 PARTS = 8  # slots are refilled by eighths, and removed by eighths once no prompt waits
 
 
@@ -153,6 +154,7 @@ class Slots:
         self.texts = torch.zeros_like(self.draws, dtype=torch.long)  # (B,M) what was written
         self.is_eos = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
         self.is_eos[writer.chat.eos_ids] = True  # (V,)
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # no overflow so far
 
     def admit(
         self, group: Sequence[int], prompts: Sequence[Sequence[int]], keys: Sequence[str]
@@ -185,6 +187,7 @@ class Slots:
         self.writer.work.written += int(self.live.sum())
         model = self.writer.model
         hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
+        self.finite &= hidden.isfinite().all()
         # A freed slot may have used all M columns. What it writes now, nobody reads.
         columns = self.sizes.clamp(max=self.limit - 1)[:, None]  # (B,1)
         u = self.draws.gather(1, columns)[:, 0]
@@ -217,6 +220,8 @@ class Slots:
         """Frees the slots that ended or reached the limit, and returns what they wrote."""
         done = self.live & (ended | (self.sizes == self.limit))
         results = []
+        if done.any():
+            check_numbers(self.finite)  # once a text, not once a token
         for slot in done.nonzero()[:, 0].tolist():
             completion = Completion(self.text(slot), bool(ended[slot]))
             results.append((self.requests[slot], completion))
@@ -252,7 +257,7 @@ def generate(
     `keys[p]` names the randomness of prompt p; the number of the sample is added to it. `label`
     shows a progress bar. `on_token` sees each token as it is drawn, where there is one text only.
     Where the memory is full, half of the slots are tried, once: they do not change what is drawn.
-    Raises UserError where a prompt leaves no room for new tokens.
+    Raises UserError where a prompt leaves no room for new tokens, and where numbers overflow.
     """
     if not prompts:
         return []
@@ -317,6 +322,15 @@ def check_room(model: GPT, longest: int, limit: int) -> None:
         )
 
 
+def check_numbers(finite: Tensor) -> None:
+    """Raises UserError where the model's numbers are no longer all finite."""
+    if not finite:
+        raise UserError(
+            "the model's numbers became infinite or NaN while it read or wrote; try --dtype fp32. "
+            "If it was trained here, go back to the model before it and lower --dpo-lr."
+        )
+
+
 def progress_bar(label: str | None, *items, **options) -> tqdm:
     """A bar, hidden where it has no label; with disable=None also where there is no terminal."""
     return tqdm(*items, desc=label, leave=False, disable=None if label else True, **options)
@@ -350,9 +364,28 @@ def next_probs(
         # shared_prefix leaves each prompt its last token, so `states` is not None.
         ends = cache.lengths - 1  # the shared beginning is not in the lengths, nor in the states
         last = states[torch.arange(len(batch)), ends]  # (B,T,D) -> (B,D)
+        check_numbers(last.isfinite().all())
         all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = all_probs[:, list(wanted)].cpu()
     return probs
+
+
+@torch.inference_mode()
+def read_groups(
+    writer: Writer, groups: Groups, read: Callable[[Groups], Tensor], label: str | None
+) -> list[Tensor]:
+    """One tensor for each group. `read` takes some groups, and gives one row for each example."""
+    found: list[Tensor] = [torch.empty(0)] * len(groups)
+    lengths = [row_length(group) for group in groups]
+    writer.work.read += sum(lengths)
+    for batch in progress_bar(label, micro_batches(range(len(groups)), lengths, READ_AT_ONCE)):
+        rows = [groups[i] for i in batch]
+        sizes = [len(row) for row in rows]
+        values = read(rows).cpu()
+        check_numbers(values.isfinite().all())
+        for i, of_group in zip(batch, values.split(sizes), strict=True):
+            found[i] = of_group
+    return found
 
 
 # ---- answers ----

@@ -31,7 +31,7 @@ from core.config import SEED, CommandLine, Config, parse
 from core.device import check_disk, check_memory, pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
-from core.files import write_jsonl
+from core.files import read_existing, write_jsonl
 from core.likeness import KnownPrompts
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
 from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
@@ -40,7 +40,15 @@ from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
 from measure.alarms import alarm_lines
 from measure.exam import Student, examine
-from measure.notes import answers_note, dpo_note, pairs_note, prompts_note, sft_note, verdicts_note
+from measure.notes import (
+    answers_note,
+    dpo_note,
+    pairs_note,
+    prompts_note,
+    sft_note,
+    verdicts_note,
+    why_no_pairs,
+)
 from measure.page import write_report
 from measure.table import one_line, text_table, worked_example
 from model import GPT, load, save
@@ -241,11 +249,9 @@ class Loop:
         used = most_certain(pairs, self.config.confident)
         note = pairs_note(groups, pairs, used)
         if not pairs:
-            raise UserError(
-                f"M{t} gave no preference pair ({note}), so there is nothing to learn from; "
-                f"{self.run.model_folder(t)} is the last model. Give it judge examples (--eft, "
-                f"--ranked), more prompts or more answers."
-            )
+            reason = why_no_pairs(groups, read_existing(self.run.folder / f"t{t}/verdicts.jsonl"))
+            last = self.run.model_folder(t)
+            raise UserError(f"M{t} gave no preference pair ({note}). {reason}. {last} is kept.")
         # The file, the example and the report are for people: a resumed run selects again.
         self.run.keep(t, "pairs", self.pair_rows, used, note)
         self.run.say(worked_example(self.world.exam, scored, used[0]))

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from core.records import Candidate, Pair
 from core.statistics import mean
+from core.verdicts import LABEL, label_in_last_line, other_scale
 from measure.exam import ending
 
 
@@ -81,6 +82,47 @@ def pairs_note(
         longer = mean(pair.extra_length() for pair in used)
         note += f"; chosen are {longer:+.1f} tokens longer"
     return note
+
+
+def why_no_pairs(groups: Sequence[Sequence[Candidate]], verdicts: Sequence[dict]) -> str:
+    """Why no prompt gave a pair, and what helps against that cause. `verdicts` are rows."""
+    answers = [y for group in groups for y in group]
+    finished = [y for y in answers if y.finished]
+    scored = [y for y in finished if y.reward is not None]
+    # the stage that lost most of what reached it
+    if not answers:
+        return "No prompt leaves room for an answer: lower --max-new-tokens, or shorten prompts"
+    if 2 * len(finished) < len(answers):
+        return "Most answers were cut by the limit: raise --max-new-tokens"
+    if 2 * len(scored) < len(finished):
+        texts = [row["text"] for row in verdicts if row["score"] is None]
+        return f"Most verdicts cannot be read: {why_unreadable(texts)}"
+    if len({y.reward for y in scored}) == 1:
+        return (
+            f"The judge gives every answer {scored[0].reward:g}: show it good and bad answers "
+            f"(--eft, --ranked), or take a sharper --rubric"
+        )
+    return "The answers to a prompt tie: more answers (--n), more verdicts (--k), more prompts"
+
+
+def why_unreadable(texts: Sequence[str]) -> str:
+    """What is wrong with verdicts that have no score, told by the first that says anything."""
+    written = [text for text in texts if text]
+    if not written:
+        return (
+            "the judge expects other words than a score; give it judge examples (--eft, --ranked)"
+        )
+    shown = repr(written[0][-80:])
+    scale = other_scale(written[0])
+    label = label_in_last_line(written[0])
+    if scale:
+        return f"they have another scale ({scale} in {shown}); ask for 0 to 5 in --rubric or --eft"
+    if label not in ("", LABEL):
+        return (
+            f"they end with {label!r} ({shown}), as those of another rubric do; give that rubric "
+            f"(--rubric) and examples (--eft), or ask for 'Score:'"
+        )
+    return f"they end like {shown}; show the judge its format (--eft, --ranked)"
 
 
 def sft_note(log: Sequence[dict], answers: int, verdicts: int) -> str:

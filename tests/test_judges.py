@@ -68,7 +68,7 @@ def writer_of(model: GPT, chat: Chat, *, packed: bool) -> Writer:
 @pytest.fixture(params=[4096, 300], ids=["one batch", "batches"])
 def batches(request, monkeypatch):
     """Rows of one pass: all of them, or one or two."""
-    monkeypatch.setattr(judge, "READ_AT_ONCE", request.param)
+    monkeypatch.setattr("sample.READ_AT_ONCE", request.param)
 
 
 # ---- the checklist ----

@@ -216,11 +216,12 @@ def test_the_picture_is_an_evening():
     """Guards against: six files that nobody reads to the end.
 
     Together they stood at 2,005 before texts that are too long were left out aloud, final scores
-    were told from others, and stages were logged before their files got their names.
+    were told from others, stages were logged before their files got their names, and an overflow
+    ended in a sentence.
     """
     lines = {name: lines_of(MODULES[name]) for name in PICTURE}
     assert max(lines.values()) <= 490, lines
-    assert sum(lines.values()) <= 2160, lines
+    assert sum(lines.values()) <= 2200, lines
 
 
 def test_the_whole_tree():

@@ -295,7 +295,10 @@ def test_a_variant_is_another_setting(finished, run):
 # ---- iterations that give nothing ----
 
 
-@pytest.mark.parametrize("value", [3.0, None], ids=["all tied", "all unreadable"])
+ADVICE = {3.0: "The judge gives every answer 3: show it", None: "Most verdicts cannot be read"}
+
+
+@pytest.mark.parametrize("value", ADVICE, ids=["all tied", "all unreadable"])
 def test_iteration_without_pairs(run, monkeypatch, value):
     """Guards against: lucidrains' dataset loop, which never ends.
 
@@ -309,14 +312,14 @@ def test_iteration_without_pairs(run, monkeypatch, value):
     prompts = f"0 from 24 prompts: {tied} tied, {24 - tied} with fewer than two scores"
     answers = f"of 72 answers {finished.total()} finished, {scored} scored"
     done = command("train.py", *TINY)
-    assert_refused(done, "no preference pair", f"{prompts}; {answers}")
+    assert_refused(done, "no preference pair", f"{prompts}; {answers}", ADVICE[value])
     assert not (run / "M2").exists() and weights(run / "M1")
 
 
 def test_iteration_without_a_finished_answer(cwd):
     """Guards against: a message about an empty file where no answer ended within the limit."""
     done = command("train.py", *QUICK, "--max-new-tokens", 1, "--prompts", prompt_file(cwd))
-    assert_refused(done, "pair")
+    assert_refused(done, "pair", "raise --max-new-tokens")
 
 
 def prompt_file(cwd: Path, count: int = 8) -> Path:
