@@ -221,7 +221,7 @@ class Slots:
         done = self.live & (ended | (self.sizes == self.limit))
         results = []
         if done.any():
-            check_numbers(self.finite)  # once a text, not once a token
+            check_overflow(self.finite)  # once a text, not once a token
         for slot in done.nonzero()[:, 0].tolist():
             completion = Completion(self.text(slot), bool(ended[slot]))
             results.append((self.requests[slot], completion))
@@ -322,7 +322,7 @@ def check_room(model: GPT, longest: int, limit: int) -> None:
         )
 
 
-def check_numbers(finite: Tensor) -> None:
+def check_overflow(finite: Tensor) -> None:
     """Raises UserError where the model's numbers are no longer all finite."""
     if not finite:
         raise UserError(
@@ -364,7 +364,7 @@ def next_probs(
         # shared_prefix leaves each prompt its last token, so `states` is not None.
         ends = cache.lengths - 1  # the shared beginning is not in the lengths, nor in the states
         last = states[torch.arange(len(batch)), ends]  # (B,T,D) -> (B,D)
-        check_numbers(last.isfinite().all())
+        check_overflow(last.isfinite().all())
         all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = all_probs[:, list(wanted)].cpu()
     return probs
@@ -382,7 +382,7 @@ def read_groups(
         rows = [groups[i] for i in batch]
         sizes = [len(row) for row in rows]
         values = read(rows).cpu()
-        check_numbers(values.isfinite().all())
+        check_overflow(values.isfinite().all())
         for i, of_group in zip(batch, values.split(sizes), strict=True):
             found[i] = of_group
     return found
