@@ -39,6 +39,7 @@ from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
 from measure.alarms import alarm_lines
+from measure.duel import duel_rows, has_lost, wins_and_losses
 from measure.exam import Student, examine
 from measure.notes import (
     answers_note,
@@ -53,7 +54,7 @@ from measure.page import write_report
 from measure.table import one_line, text_table, worked_example
 from model import GPT, load, save
 from prompts import new_prompts
-from sample import Writer, respond, writing_copy
+from sample import Writer, load_writer, respond, writing_copy
 from worlds.judge_data import Teacher, make_judge_data
 from worlds.open_world import open_world
 from worlds.world import World
@@ -67,16 +68,17 @@ def self_reward(loop: "Loop", base: GPT | None) -> None:
     """The picture at the top of this file. `base` is M_0, or None where M_1 is there already."""
     if base is not None:
         loop.make_first_model(base)  # M_0 -> M_1
-    first = loop.run.next_iteration()  # 1, or where a stopped run goes on
-    loop.hold_exam(first)  # of M_1, or the one that a stop cut off; exams are for people
-    for t in range(first, loop.config.iters + 1):
+    t = loop.run.next_iteration()  # 1, or where a stopped run goes on
+    loop.hold_exam(t)  # of M_1, or the one that a stop cut off; exams are for people
+    while not loop.is_over(t):
         model, writer = loop.load_both(t)  # M_t, always from its files
         prompts = loop.ask(writer, t)  # {x_i}
         answers = loop.answer(writer, prompts, t)  # {y_i^1 .. y_i^N}
         scored = loop.judge(writer, answers, t)  # {r_i^1 .. r_i^N}
         selection = loop.select(scored, t)  # {x_i, y_w, y_l}
         loop.improve(model, selection)  # M_{t+1}; the reference is the frozen M_t
-        loop.hold_exam(t + 1)
+        t += 1
+        loop.hold_exam(t)
 
 
 class Selection(NamedTuple):
@@ -367,6 +369,24 @@ class Loop:
             self.run.say(line)
         write_report([self.run.folder])
 
+    def is_over(self, t: int) -> bool:
+        """Whether M_t is the last model: it lost (--keep-best), or all iterations are done."""
+        if self.config.keep_best and t > 1:
+            rows = self.run.keep(t - 1, "duel", self.duel, t)
+            if has_lost(self.run.folder, t, rows):
+                best = self.run.model_folder(t - 1)
+                self.run.say(f"M{t} | keep-best | it lost; the loop ends, and the best is {best}")
+                return True
+        return t > self.config.iters
+
+    def duel(self, t: int) -> list[dict]:
+        """M_1 compares the answers of M_t and M_{t-1} to the exam, which nothing learns from."""
+        judge = load_writer(str(self.run.model_folder(1)), self.device, self.dtype)
+        rows = duel_rows(self.run.folder, t, judge, self.judging(), self.key("duel", t))
+        wins, losses = wins_and_losses(rows)
+        self.run.note(f"M{t} wins {wins}, loses {losses} of {len(rows)} prompts, judged by M1")
+        return rows
+
 
 # ---- the command ----
 
@@ -389,7 +409,8 @@ def train(
     run = Run(Path("runs") / config.run, say)
     source = Path(config.model or SEED)
     check_record(run.folder, config, variant)
-    if len(run.metrics()) > config.iters:  # one row per model, M_1 .. M_{iters+1}
+    # one row per model, M_1 .. M_{iters+1}; which of them is best, --keep-best says again
+    if len(run.metrics()) > config.iters and not config.keep_best:
         say(f"{run.folder} is finished; this is its table. Give --run another name to run again.\n")
         return run.metrics()[: config.iters + 1]
     # 2) everything that a mistake in the settings could spoil

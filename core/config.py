@@ -49,6 +49,7 @@ class Config:
     )
     run: str | None = setting(None, "the files go to runs/NAME (default: the model's name, or toy)")
     iters: int = setting(3, "iterations; 3 make M_2, M_3 and M_4", within=(0, 1000))
+    keep_best: bool = setting(False, "end where M_t loses to the model before it, judged by M_1")
     seed: int = setting(0, "names all randomness; the same seed draws the same texts")
 
     # ---- what people wrote (docs/real-model.md) ----

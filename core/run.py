@@ -46,8 +46,8 @@ class HasWork(Protocol):
 PARTS = "parts"  # the folder of what a stage has made so far
 PART = 400_000  # tokens that a part may take: some minutes of a small model on a CPU
 TRAINING = "t{}/training.safetensors"  # where the training of M_{t+1} stands; gone when it is there
-# These settings may change when a run goes on. The last three change no more than rounding.
-MAY_CHANGE = {"iters", "device", "slots", "tokens", "recompute"}
+# These settings may change when a run goes on. The last four change no more than rounding.
+MAY_CHANGE = {"iters", "keep_best", "device", "slots", "tokens", "recompute"}
 INPUTS = ("ift", "oasst", "eft", "ranked", "prompts", "rubric")  # settings that name a file
 
 
