@@ -251,7 +251,8 @@ class Loop:
         used = most_certain(pairs, self.config.confident)
         note = pairs_note(groups, pairs, used)
         if not pairs:
-            reason = why_no_pairs(groups, read_existing(self.run.folder / f"t{t}/verdicts.jsonl"))
+            verdicts = read_existing(self.run.folder / f"t{t}/verdicts.jsonl")
+            reason = why_no_pairs(groups, verdicts)
             last = self.run.model_folder(t)
             raise UserError(f"M{t} gave no preference pair ({note}). {reason}. {last} is kept.")
         # The file, the example and the report are for people: a resumed run selects again.
@@ -381,8 +382,10 @@ class Loop:
 
     def duel(self, t: int) -> list[dict]:
         """M_1 compares the answers of M_t and M_{t-1} to the exam, which nothing learns from."""
-        judge = load_writer(str(self.run.model_folder(1)), self.device, self.dtype)
-        rows = duel_rows(self.run.folder, t, judge, self.judging(), self.key("duel", t))
+        first = self.run.model_folder(1)
+        judge = load_writer(str(first), self.device, self.dtype)
+        key = self.key("duel", t)
+        rows = duel_rows(self.run.folder, t, judge, self.judging(), key)
         wins, losses = wins_and_losses(rows)
         self.run.note(f"M{t} wins {wins}, loses {losses} of {len(rows)} prompts, judged by M1")
         return rows
