@@ -28,13 +28,14 @@ from core.batches import drop_long
 from core.chat import Chat
 from core.cli import printable, run_command
 from core.config import SEED, CommandLine, Config, parse
-from core.device import check_disk, check_memory, pick_device, pick_dtype, prepare_machine
+from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_existing, write_jsonl
 from core.likeness import KnownPrompts
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
 from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
+from core.start import check_context, check_space
 from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -394,14 +395,6 @@ class Loop:
 # ---- the command ----
 
 
-def check_space(folder: Path, base: GPT, iters: int) -> None:
-    """Raises UserError where a run would die of memory in training, or of a full disk at M_t."""
-    weights = sum(weight.nbytes for weight in base.parameters())  # fp32
-    moments_and_gradient = 3 * weights
-    check_memory(moments_and_gradient, base.device, "training this model")
-    check_disk(folder, (iters + 1) * weights)
-
-
 def train(
     command: CommandLine, loop_class: type[Loop], variant: str | None, say: Say
 ) -> list[dict]:
@@ -431,6 +424,8 @@ def train(
     base = None if run.model_folder(1).exists() else load(source, device=device)
     if base is not None:
         check_space(run.folder, base, config.iters)
+        rubric_tokens = len(loop.chat.prompt(rubric))
+        check_context(config, base.config.max_position_embeddings, rubric_tokens)
     # 3) Only now are files written: a mistake in the settings leaves nothing behind.
     run.lock()
     for note in [*loop.world.notes, *other_arithmetic(run.folder, device)]:

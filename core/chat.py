@@ -63,7 +63,7 @@ class Chat:
         if "added_tokens_decoder" not in settings:  # so the transformers library tells old files
             special |= named_tokens(read_json(folder / "special_tokens_map.json"))
         template = read_template(folder, settings)
-        self.has_template = template is not None
+        self.has_template = bool(template)
         self.template_text = assignments(template_arg) + (template or PLAIN_TEMPLATE)
         self.beginning = ids_in_front(self.tokenizer)  # BOS, where the tokenizer adds one
         self.markers = marker_pattern(self.tokenizer)
@@ -78,6 +78,8 @@ class Chat:
         self.eos = ends[0]  # training writes this one
         self.eos_ids = sorted(set(ends))  # each of these ends an answer
         check_vocabulary(self.tokenizer, self.eos_ids, folder)
+        if self.prompt("a") == self.prompt("b"):
+            raise UserError(f"the chat template of {folder} leaves the user's message out.")
 
     def render(self, messages: Sequence[dict]) -> list[int]:
         """Messages -> ids, up to where the assistant speaks. BOS is there, if the model has one.
@@ -163,8 +165,8 @@ def check_vocabulary(tokenizer: Tokenizer, eos_ids: Sequence[int], folder: Path)
     unless they end an answer.
     """
     size = read_json(folder / "config.json").get("vocab_size")
-    if not isinstance(size, int):
-        return  # a tokenizer without a model
+    if not isinstance(size, int) or size < 2:
+        return  # a tokenizer without a model, or a size that core/model_config.py refuses
     added = tokenizer.get_added_tokens_decoder()
     special = {number for number, token in added.items() if token.special}
     ids = {*tokenizer.get_vocab().values()} - special | {*eos_ids}
@@ -212,9 +214,11 @@ def read_template(folder: Path, settings: dict) -> str | None:
     if isinstance(template, list):  # some checkpoints name several templates
         named = [entry for entry in template if isinstance(entry, dict)]
         defaults = [entry.get("template") for entry in named if entry.get("name") == "default"]
-        template = defaults[0] if defaults else None
+        template = defaults[0] if defaults else 0  # 0: no text
     if not isinstance(template, str | None):
-        raise UserError(f"{folder}: chat_template must be a text, or a list of named texts.")
+        raise UserError(
+            f"{folder}: chat_template must be a text, or a list of named texts with a 'default'."
+        )
     return template
 
 

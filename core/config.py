@@ -137,6 +137,9 @@ class Config:
     def __post_init__(self):
         for f in fields(self):
             check_setting(f, getattr(self, f.name))
+        # the run's folder lies in runs/
+        if self.run is not None and (not self.run.strip(" .") or set(self.run) & {*"/\\\0"}):
+            raise UserError(f"--run takes the name of one folder in runs/, not {self.run!r}.")
 
     def most_eft(self) -> int:
         """The most judge examples."""

@@ -209,6 +209,8 @@ def gather(config: Config, ift: list[dict]) -> tuple[list[dict], list[dict], lis
         ranked = read_ranked(config.ranked) + ranked
     telling = [group for group in ranked if len(set(group["ranks"])) > 1]
     notes = []
+    if config.ranked and not telling:
+        raise UserError(f"{config.ranked} ranks nothing: in every group all ranks are equal.")
     if len(telling) < len(ranked):
         count = len(ranked) - len(telling)
         notes.append(f"{count} groups of ranked answers are left out, as all their ranks are equal")
