@@ -109,10 +109,18 @@ def read_rubric(
 
 
 def judge_text(rubric: str, prompt: str, response: str) -> str:
-    """The rubric with both texts in their places. Braces in the texts stay as they are."""
-    parts = re.split(r"(\{prompt\}|\{response\})", rubric)
+    """The rubric with both texts in their places. Braces in the texts stay as they are.
+
+    A place behind "> " is a quotation: each line of its text begins so. No text can end it.
+    """
     texts = {"{prompt}": prompt, "{response}": response}
-    return "".join(texts.get(part, part) for part in parts)
+    filled = ""
+    for part in re.split(r"(\{prompt\}|\{response\})", rubric):
+        text = texts.get(part, part)
+        if part in texts and f"\n{filled}".endswith("\n> "):
+            text = "\n> ".join(text.splitlines())
+        filled += text
+    return filled
 
 
 def judge_examples(chat: Chat, rubric: str, eft: Sequence[dict]) -> list[Example]:

@@ -74,7 +74,8 @@ class Writer:
 def load_writer(folder: str, device: torch.device, dtype: torch.dtype | None = None) -> Writer:
     """The model of a folder. Without `dtype`: in what the device multiplies fastest."""
     dtype = dtype or pick_dtype("auto", device)
-    return Writer(pack(load(folder, device=device, dtype=dtype)), Chat(folder))
+    chat = Chat(folder).check_template()
+    return Writer(pack(load(folder, device=device, dtype=dtype)), chat)
 
 
 def writing_copy(model: GPT, chat: Chat, dtype: torch.dtype) -> Writer:

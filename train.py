@@ -415,7 +415,7 @@ def train(
     loop = loop_class(
         config=config,
         run=run,
-        chat=Chat(source, config.template_arg),
+        chat=Chat(source, config.template_arg).check_template(),
         rubric=rubric,
         world=open_world(config, toy=command.toy),
         device=device,

@@ -78,8 +78,12 @@ class Chat:
         self.eos = ends[0]  # training writes this one
         self.eos_ids = sorted(set(ends))  # each of these ends an answer
         check_vocabulary(self.tokenizer, self.eos_ids, folder)
+
+    def check_template(self) -> "Chat":
+        """Itself. Raises UserError where the template fails, or drops what a user says."""
         if self.prompt("a") == self.prompt("b"):
-            raise UserError(f"the chat template of {folder} leaves the user's message out.")
+            raise UserError("the chat template leaves the user's message out.")
+        return self
 
     def render(self, messages: Sequence[dict]) -> list[int]:
         """Messages -> ids, up to where the assistant speaks. BOS is there, if the model has one.

@@ -32,7 +32,8 @@ from core.rankings import agreement
 from core.records import Candidate, Example, Pair, rewards_by_prompt
 from core.statistics import mean
 from dpo import Objective, PreferencePair, margins, sft
-from judge import choose_pair, judge_text, response_logps, verdict_row
+from experiments.attacks import ATTACKS, attacked, quoting
+from judge import Judging, choose_pair, judge_text, response_logps, verdict_row
 from measure.exam import ending
 from measure.truth import true_score
 from model import GPT, load
@@ -272,6 +273,26 @@ class NoJudgeData(Loop):
 
 
 @dataclass
+class WaryJudge(Loop):
+    """Quotes what is judged, and shows the judge answers that grade themselves.
+
+    They are this share of the judge examples.
+    """
+
+    share: float = 0.25
+    most: ClassVar[float] = 1.0
+
+    def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
+        seen = [attack for attack in ATTACKS if attack.is_seen]
+        rows = attacked(eft, seen, self.rubric, self.share)
+        quoted = replace(self, rubric=quoting(self.rubric))
+        return super(WaryJudge, quoted).verdict_examples(model, rows)
+
+    def judging(self) -> Judging:
+        return replace(super().judging(), rubric=quoting(self.rubric))
+
+
+@dataclass
 class FixedPromptWriter(Loop):
     """Another model writes all new prompts, as in the paper (a Llama 2-Chat 70B there)."""
 
@@ -423,6 +444,7 @@ CONTROLS: dict[str, type[Loop]] = {
     "fixed-judge": FixedJudge,
     "oracle-judge": OracleJudge,
     "no-judge-data": NoJudgeData,
+    "wary-judge": WaryJudge,
     "fixed-prompt-writer": FixedPromptWriter,
     "random-judge": RandomJudge,
     "shortest": Shortest,

@@ -6,6 +6,7 @@ learnt from itself may have learnt to like its own faults.
 A rubric reads one answer at a time, so there is no order of two answers that could win.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,11 @@ def wins_and_losses(rows: Sequence[dict]) -> tuple[int, int]:
 
 
 def has_lost(folder: Path, t: int, rows: Sequence[dict]) -> bool:
-    """Whether M_t loses more prompts than it wins, or rings a grave alarm."""
+    """Whether M_t loses more prompts than it wins, by more than chance, or rings a grave alarm.
+
+    If both were as good, the difference would have a standard error of sqrt(wins + losses).
+    """
     wins, losses = wins_and_losses(rows)
+    is_worse = losses - wins > math.sqrt(wins + losses)
     ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
-    return losses > wins or any(alarm.advice.startswith(GRAVE) for alarm in ringing)
+    return is_worse or any(alarm.advice.startswith(GRAVE) for alarm in ringing)

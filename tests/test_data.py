@@ -207,7 +207,7 @@ def test_small_products_are_allowed(tmp_path):
 
 ODD_SETTINGS = [
     ({"chat_template": 3}, "chat_template must be"),
-    ({"chat_template": [{"template": "x"}, 3, "x"]}, None),  # none is named default
+    ({"chat_template": [{"template": "x"}, 3, "x"]}, "a list of named texts with a 'default'"),
     ({"eos_token": {"text": "x"}}, "names no EOS"),
     ({"eos_token": 5}, "names no EOS"),
     ({"bos_token": [1]}, None),

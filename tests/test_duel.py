@@ -78,6 +78,16 @@ def test_a_grave_alarm_is_a_loss(toy):
     assert not has_lost(toy, 2, won)
 
 
+ENOUGH = [(0, 0, False), (0, 2, True), (33, 37, False), (26, 37, True), (19, 37, True)]
+
+
+@pytest.mark.parametrize("wins, losses, lost", [*ENOUGH, (37, 19, False), (0, 1, False)])
+def test_chance_does_not_end_a_loop(toy, wins, losses, lost):
+    """Guards against: a run that ends at the first coin that falls on its head."""
+    rows = rows_of(*[(1, 2)] * wins, *[(2, 1)] * losses, (3, 3))
+    assert has_lost(toy, 2, rows) == lost
+
+
 @pytest.mark.parametrize("change", [-1, 1], ids=["loses", "wins"])
 def test_the_loop_ends_where_a_model_loses(toy, monkeypatch, change):
     """Guards against: a run that goes on from a worse model, and a best model that is not named.
