@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import UserError
-from core.files import read_json
+from core.files import read_json, writing
 
 DTYPES = ("F32", "BF16", "F16", "F64")
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # old files store what follows from config.json
@@ -123,6 +123,14 @@ def write_checkpoint(
     folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
 ) -> None:
     """Writes a Hugging Face directory, whole or not at all. `tensors` are named as in model.GPT."""
+    with writing(folder):
+        write_folder(folder, config, tensors, source)
+
+
+def write_folder(
+    folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
+) -> None:
+    """The same, where nothing goes wrong."""
     temporary = Path(f"{folder}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

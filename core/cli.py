@@ -16,6 +16,8 @@ from core.errors import UserError
 
 # What a terminal would obey: control characters, and those that turn the direction of writing.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# What torch says where memory is full: CUDA, and its two allocators of a CPU.
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
 
 def run_command(main: Callable[[], None]) -> None:
@@ -54,7 +56,7 @@ def fail(sentence: str) -> None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether this is how Python, or torch on one of its devices, says that memory is full."""
     is_its_name = type(error).__name__ in ("MemoryError", "OutOfMemoryError")
-    return is_its_name or "not enough memory" in str(error) or "out of memory" in str(error)
+    return is_its_name or any(words in str(error) for words in NO_MEMORY)
 
 
 def printable(text: str) -> str:

@@ -6,6 +6,7 @@ Left out on purpose: streaming (every file here fits in memory), the formats of 
 (worlds/people.py), and torch, so that commands that only read files start at once.
 """
 
+import contextlib
 import gzip
 import json
 import math
@@ -13,6 +14,8 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from core.errors import UserError
 
@@ -157,13 +160,24 @@ def write_whole(path: Path, text: str) -> None:
 
     It is on the disk before it gets its name, so that it is complete after a power cut too.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError, which names `path`, where the disk is full or closed to us."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path} cannot be written ({reason}); what is complete is kept.") from None
 
 
 def write_jsonl(path: Path, records: Iterable[dict]) -> None:

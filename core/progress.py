@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from core.files import writing
+
 SECONDS = 60.0  # between two files
 SHARE = 0.05  # of the time that writing them may take
 
@@ -67,12 +69,13 @@ class Progress:
             tensors[f"weight {name}"] = weight.detach()
         for number, optimizer in enumerate(optimizers):
             tensors |= state_of(optimizer, f"state {number} ")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.path.with_name(self.path.name + ".new")
-        save_file(tensors, unfinished, metadata={"steps": str(steps), "log": json.dumps(log)})
-        with open(unfinished, "rb") as file:
-            os.fsync(file.fileno())
-        unfinished.replace(self.path)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, unfinished, metadata={"steps": str(steps), "log": json.dumps(log)})
+            with open(unfinished, "rb") as file:
+                os.fsync(file.fileno())
+            unfinished.replace(self.path)
         self.written = time.monotonic()
         self.cost = self.written - started
 

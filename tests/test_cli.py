@@ -2,21 +2,28 @@
 
 import errno
 import io
+import math
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, tiny_gpt
+from safetensors import SafetensorError
 
+import core.checkpoint
+import core.progress
 import sample
 from core.cli import is_out_of_memory, printable, run_command
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
+from core.progress import Progress
+from model import save
 from sample import Writer, generate
 
 ALLOCATOR = "[enforce fail at alloc_cpu.cpp:121] . DefaultCPUAllocator: not enough memory: you"
+OTHER = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"
 ENDS = [
     (UserError("the file is empty."), 2, "error: the file is empty."),
     (OSError(errno.ENOSPC, "No space left on device", "runs/x/M2"), 2, "runs/x/M2: No space left"),
@@ -25,6 +32,7 @@ ENDS = [
     (OSError("no name"), 2, "error: a file: no name"),
     (MemoryError(), 2, "the memory is full; lower --slots"),
     (RuntimeError(ALLOCATOR), 2, "the memory is full; lower --slots"),
+    (RuntimeError(OTHER), 2, "the memory is full; lower --slots"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "or add --recompute"),
     (KeyboardInterrupt(), 130, "stopped; this goes on where it can: python train.py --run 'a b'"),
 ]
@@ -110,7 +118,7 @@ def test_half_of_the_slots_where_the_memory_is_full(chat, monkeypatch, capsys):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    """Guards against: a half-written file under its own name."""
+    """Guards against: a half-written file under its own name, and a message without its name."""
     path = tmp_path / "rows.jsonl"
     write_jsonl(path, [{"a": 1}])
 
@@ -119,7 +127,33 @@ def test_a_full_disk(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("builtins.open", lambda *args, **more: Full())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(UserError, match="rows.jsonl cannot be written .No space left on device."):
         write_jsonl(path, [{"a": 2}])
     monkeypatch.undo()
     assert path.read_text() == '{"a": 1}\n'
+
+
+def test_weights_on_a_full_disk(tmp_path, model, monkeypatch):
+    """Guards against: a traceback of the library that writes them; its words are its own."""
+
+    def onto_full(*_, **more) -> None:
+        raise SafetensorError("Error: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(core.checkpoint, "save_file", onto_full)
+    monkeypatch.setattr(core.progress, "save_file", onto_full)
+    with pytest.raises(UserError, match="M2 cannot be written .*No space left"):
+        save(model, tmp_path / "M2")
+    assert not (tmp_path / "M2").exists()
+    progress = Progress(tmp_path / "training.safetensors")
+    progress.written = -math.inf
+    with pytest.raises(UserError, match="training.safetensors cannot be written .*No space left"):
+        progress.keep(model, [torch.optim.AdamW(model.parameters())], [{"step": 0}], 9)
+
+
+def test_a_folder_that_is_closed_to_us(tmp_path, model):
+    """Guards against: the same where a file stands in the place of a folder."""
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="M2 cannot be written .*[Nn]ot a directory"):
+        save(model, tmp_path / "runs" / "M2")
+    with pytest.raises(UserError, match="log.jsonl cannot be written .*(Not a directory|exists)"):
+        write_jsonl(tmp_path / "runs" / "log.jsonl", [])
