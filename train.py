@@ -40,7 +40,7 @@ from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
 from measure.alarms import alarm_lines
-from measure.duel import duel_rows, has_lost, wins_and_losses
+from measure.duel import duel_rows, has_lost, mark_best, wins_and_losses
 from measure.exam import Student, examine
 from measure.notes import (
     answers_note,
@@ -436,7 +436,10 @@ def train(
     seconds = time.time() - started
     report = run.folder / "report.html"
     say(f"finished in {seconds:.1f} s; files in {run.folder}, the report is {report}\n")
-    return run.metrics()[: config.iters + 1]
+    models = run.metrics()[: config.iters + 1]
+    if config.keep_best:
+        models = mark_best(run.folder, models)
+    return models
 
 
 def main(loop_class: type[Loop] = Loop, variant: str | None = None) -> None:

@@ -93,16 +93,25 @@ def run_all(commands: dict[str, list[str]], *, seeds: int, jobs: int) -> dict[st
 
 
 def summarise(runs: Runs) -> list[dict]:
-    """For each model, each figure's mean and interval over the seeds that have it."""
+    """For each model, each figure's mean and interval over the seeds that have it.
+
+    With --keep-best a last line has the model of each seed that was the best.
+    """
     summary = []
+    columns = []
     for number, models in enumerate(zip_longest(*runs, fillvalue={}), 1):
+        columns.append((f"M{number}", models))
+    best = [model for models in runs for model in models if model.get("best")]
+    if best:
+        columns.append(("best", best))
+    for name, models in columns:
         values = defaultdict(list)
         for model in models:
             for key, value in model.items():
-                if key != "t" and isinstance(value, int | float):
+                if key not in ("t", "best") and isinstance(value, int | float):
                     values[key].append(value)
         intervals = {key: student_interval(numbers) for key, numbers in values.items()}
-        summary.append({"model": f"M{number}", **intervals})
+        summary.append({"model": name, **intervals})
     return summary
 
 

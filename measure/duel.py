@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from core.files import read_jsonl
+from core.files import read_existing, read_jsonl
 from core.records import Candidate
 from core.statistics import mean
 from judge import Judging, judge_answers, with_rewards
@@ -68,3 +68,13 @@ def has_lost(folder: Path, t: int, rows: Sequence[dict]) -> bool:
     is_worse = losses - wins > math.sqrt(wins + losses)
     ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
     return is_worse or any(alarm.advice.startswith(GRAVE) for alarm in ringing)
+
+
+def mark_best(folder: Path, models: Sequence[dict]) -> list[dict]:
+    """Rows of the table; the last model that has not lost has "best": True."""
+    best = 1
+    for t in range(2, len(models) + 1):
+        if has_lost(folder, t, read_existing(folder / f"t{t - 1}/duel.jsonl")):
+            break
+        best = t
+    return [model | {"best": model["t"] == best} for model in models]

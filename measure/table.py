@@ -29,10 +29,14 @@ def figure_text(value: float | None, form: str = ".2f", missing: str = "none") -
 
 
 def text_table(models: Sequence[dict]) -> str:
-    """One line for each model, a row of metrics.jsonl, under a line of headings."""
+    """One line for each model, a row of metrics.jsonl, under a line of headings.
+
+    A star marks the best one, where --keep-best has found it.
+    """
     lines = ["model " + "".join(f"{heading:>10}" for _, heading, _ in COLUMNS)]
     for figures in models:
-        line = f"{figures['model']:<6}"
+        name = figures["model"] + ("*" if figures.get("best") else "")
+        line = f"{name:<6}"
         for key, _, form in COLUMNS:
             line += f"{figure_text(figures.get(key), form, missing='-'):>10}"
         lines.append(line)

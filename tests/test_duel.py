@@ -106,6 +106,8 @@ def test_the_loop_ends_where_a_model_loses(toy, monkeypatch, change):
     assert done.code == 0 and judged == ["0 duel 2 1", "0 duel 2 2"], done.err
     lost = "M2 | keep-best | it lost; the loop ends, and the best is runs/toy/M1" in done.out
     assert lost == (change < 0)
+    table = done.out.splitlines()[-2:]
+    assert [row.split()[0] for row in table] == (["M1*", "M2"] if lost else ["M1", "M2*"])
     more = [*TINY, "--keep-best", "--iters", 2, "--seed-limit", 200]
     if lost:
         again = command("train.py", *more)

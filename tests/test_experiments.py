@@ -61,6 +61,16 @@ def test_a_seed_that_ended_early_takes_nothing_from_the_others():
     assert "seeds" not in column.cell(first, 3)
 
 
+def test_the_best_model_of_each_seed():
+    """Guards against: a mean over models that lost, told as that of the best."""
+    one, two = models(3.0, 4.0, 2.0), models(1.0, 5.0)
+    one[1]["best"], two[1]["best"] = True, True
+    one[0]["best"], two[0]["best"] = False, False
+    *_, best = seeds.summarise([one, two])
+    assert best["model"] == "best" and best["true_score"]["mean"] == 4.5
+    assert "best" not in best and best["true_score"]["n"] == 2
+
+
 def test_a_run_without_pairs(monkeypatch, cwd):
     """Guards against: a sweep that a run without pairs stops; any failure taken for one."""
 
