@@ -8,13 +8,16 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TINY, command
+import torch
+from conftest import ROOT, TINY, command, tiny_gpt
 
+from core.chat import Chat
 from core.config import Config, settings_of
-from core.files import read_jsonl
-from experiments import ablations, hole, seeds
+from core.files import read_jsonl, write_jsonl
+from experiments import ablations, harm, hole, seeds
 from experiments.variants import VARIANTS
 from judge import parse_score
+from model import load, save
 from worlds.toy import eft_examples, toy_world
 
 
@@ -245,3 +248,36 @@ def test_what_a_row_shares():
             assert ablations.LAST_SHARED[row] == "M_1"
         if "judge=" in arguments or "oracle-judge" in arguments:
             assert ablations.LAST_SHARED[row] == "answers"
+
+
+def test_what_a_loop_costs_elsewhere(cwd, checkpoint):
+    """Guards against: answers that training saw, sums over prompts, a change of the wrong sign."""
+    rows = [{"prompt": f"Why {i}?", "response": "So." * (i % 3 + 1)} for i in range(40)]
+    write_jsonl(cwd / "ift.jsonl", rows)
+    ranked = {"responses": ["bad", "good"], "ranks": [1, 0]}
+    groups = [{"prompt": f"How {i}?", **ranked} for i in range(40)]
+    write_jsonl(cwd / "ranked.jsonl", groups)
+    found = harm.held_out_answers("ift.jsonl", "ranked.jsonl")
+    prompts = {row["prompt"] for row in found}
+    assert 5 < len(found) < 30 and prompts < {row["prompt"] for row in rows + groups}
+    assert all(row["response"] == "good" for row in found if row["prompt"].startswith("How"))
+    chat, model = Chat(checkpoint), load(checkpoint)
+    expected = []
+    for row in found:
+        prompt, answer = chat.example(row["prompt"], row["response"])
+        ids = torch.tensor([prompt + answer])
+        logps = model.logits(model(ids)).log_softmax(-1)[0, len(prompt) - 1 : -1]
+        expected.append(float(logps[torch.arange(len(answer)), torch.tensor(answer)].sum()))
+    logps, sizes = harm.answer_logps(checkpoint, found, torch.device("cpu"))
+    assert logps == pytest.approx(expected, abs=1e-3)
+    assert sizes == [len(row["response"]) + 1 for row in found]
+    other = tiny_gpt(seed=5, model_type="llama", max_position_embeddings=2048)
+    save(other, cwd / "M2", source=checkpoint)
+    files = ("--ift", "ift.jsonl", "--ranked", "ranked.jsonl")
+    done = command("experiments/harm.py", checkpoint, "M2", *files)
+    first, second = [line.split(" | ") for line in done.out.splitlines()[-2:]]
+    assert first[1] == second[1] == str(len(found)) and first[3].startswith("+0.000")
+    change = float(second[3].split()[0])
+    assert change == pytest.approx(
+        float(second[2].split()[0]) - sum(expected) / sum(sizes), abs=2e-3
+    )

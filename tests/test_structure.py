@@ -230,9 +230,9 @@ def test_the_whole_tree():
     The goal was 5,300; docs/log.md says what bounds it. It stood at 6,582 when IFEval moved in, and
     at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment. It
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
-    --keep-best and the attacks on the judge.
+    --keep-best, the attacks on the judge and what a loop costs elsewhere.
     """
-    assert sum(map(lines_of, FILES)) <= 10_700
+    assert sum(map(lines_of, FILES)) <= 10_800
 
 
 def test_readme_is_short():
