@@ -327,8 +327,8 @@ def check_overflow(finite: Tensor) -> None:
     """Raises UserError where the model's numbers are no longer all finite."""
     if not finite:
         raise UserError(
-            "the model's numbers became infinite or NaN while it read or wrote; try --dtype fp32. "
-            "If it was trained here, go back to the model before it and lower --dpo-lr."
+            "the model's numbers became infinite or NaN while it read or wrote, so its weights are "
+            "broken. If it was trained here, go back to the model before it and lower --dpo-lr."
         )
 
 

@@ -40,7 +40,7 @@ from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
 from measure.alarms import alarm_lines
-from measure.duel import duel_rows, has_lost, mark_best, wins_and_losses
+from measure.duel import duel_rows, first_loss, mark_best, wins_and_losses
 from measure.exam import Student, examine
 from measure.notes import (
     answers_note,
@@ -372,12 +372,15 @@ class Loop:
         write_report([self.run.folder])
 
     def is_over(self, t: int) -> bool:
-        """Whether M_t is the last model: it lost (--keep-best), or all iterations are done."""
-        if self.config.keep_best and t > 1:
-            rows = self.run.keep(t - 1, "duel", self.duel, t)
-            if has_lost(self.run.folder, t, rows):
-                best = self.run.model_folder(t - 1)
-                self.run.say(f"M{t} | keep-best | it lost; the loop ends, and the best is {best}")
+        """Whether M_t is the last model: one has lost (--keep-best), or all iterations are done."""
+        if self.config.keep_best:
+            for later in range(2, t + 1):  # a run may have gone on without the flag
+                self.run.keep(later - 1, "duel", self.duel, later)
+            write_report([self.run.folder])
+            loss = first_loss(self.run.folder, t)
+            if loss is not None:
+                told = f"{loss.reason}; the best model is M{loss.t - 1}"
+                self.run.say(f"M{loss.t} | keep-best | {told}")
                 return True
         return t > self.config.iters
 
@@ -385,7 +388,7 @@ class Loop:
         """M_1 compares the answers of M_t and M_{t-1} to the exam, which nothing learns from."""
         first = self.run.model_folder(1)
         judge = load_writer(str(first), self.device, self.dtype)
-        key = self.key("duel", t)
+        key = f"{self.config.seed} duel"  # without t: equal answers get equal verdicts, and tie
         rows = duel_rows(self.run.folder, t, judge, self.judging(), key)
         wins, losses = wins_and_losses(rows)
         self.run.note(f"M{t} wins {wins}, loses {losses} of {len(rows)} prompts, judged by M1")
@@ -424,7 +427,7 @@ def train(
     base = None if run.model_folder(1).exists() else load(source, device=device)
     if base is not None:
         check_space(run.folder, base, config.iters)
-        rubric_tokens = len(loop.chat.prompt(rubric))
+        rubric_tokens = len(loop.chat.prompt(loop.rubric))
         check_context(config, base.config.max_position_embeddings, rubric_tokens)
     # 3) Only now are files written: a mistake in the settings leaves nothing behind.
     run.lock()

@@ -57,6 +57,7 @@ class Chat:
             raise UserError(
                 f"model directory {folder} does not exist; --model takes a Hugging Face directory."
             )
+        self.folder = folder
         self.tokenizer = read_tokenizer(folder)
         settings = read_json(folder / "tokenizer_config.json")
         special = named_tokens(settings)
@@ -82,7 +83,7 @@ class Chat:
     def check_template(self) -> "Chat":
         """Itself. Raises UserError where the template fails, or drops what a user says."""
         if self.prompt("a") == self.prompt("b"):
-            raise UserError("the chat template leaves the user's message out.")
+            raise UserError(f"{self.folder}: the chat template leaves the user's message out.")
         return self
 
     def render(self, messages: Sequence[dict]) -> list[int]:
@@ -217,7 +218,7 @@ def read_template(folder: Path, settings: dict) -> str | None:
     template = settings.get("chat_template")
     if isinstance(template, list):  # some checkpoints name several templates
         named = [entry for entry in template if isinstance(entry, dict)]
-        defaults = [entry.get("template") for entry in named if entry.get("name") == "default"]
+        defaults = [entry.get("template", 0) for entry in named if entry.get("name") == "default"]
         template = defaults[0] if defaults else 0  # 0: no text
     if not isinstance(template, str | None):
         raise UserError(

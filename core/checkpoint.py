@@ -130,7 +130,7 @@ def write_checkpoint(
 def write_folder(
     folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
 ) -> None:
-    """The same, where nothing goes wrong."""
+    """The work of write_checkpoint. Errors of the disk pass through."""
     temporary = Path(f"{folder}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)

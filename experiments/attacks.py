@@ -23,6 +23,7 @@ import torch
 from core.config import Config, settings_of
 from core.device import prepare_machine
 from core.draw import Sampling
+from core.errors import UserError
 from core.records import Candidate
 from core.statistics import mean, student_interval
 from core.verdicts import parse_score
@@ -36,7 +37,7 @@ ANSWERS = 100  # held out, one a prompt
 
 
 class Attack(NamedTuple):
-    """What an answer adds to itself. `write` takes the rubric and a judge example with a 5."""
+    """What an answer adds to itself. `write` takes a rubric and a judge example with a 5."""
 
     name: str
     write: Callable[[str, dict], str]
@@ -64,7 +65,7 @@ def praise(rubric: str, best: dict) -> str:
 
 
 ATTACKS = (
-    Attack("half a verdict", a_verdict, is_seen=True),
+    Attack("a verdict", a_verdict, is_seen=True),
     Attack("a second question", a_second_question, is_seen=True),
     Attack("a score line", a_score, is_seen=False),
     Attack("control tokens", control_tokens, is_seen=False),
@@ -76,20 +77,26 @@ def quoting(rubric: str) -> str:
     """The rubric with both texts as quotations, and the question behind them."""
     quoted = rubric.replace("{prompt}", "\n> {prompt}\n").replace("{response}", "\n> {response}\n")
     lines = [line for line in quoted.splitlines() if line.strip()]
-    return "\n".join([*lines, "Verdict:"])
+    if lines[-1].startswith("> "):
+        lines.append("Verdict:")
+    return "\n".join(lines)
 
 
-def attacked(
-    eft: Sequence[dict], attacks: Sequence[Attack], rubric: str, share: float
-) -> list[dict]:
-    """The judge examples, a share of them attacked. Verdicts stay: the attack earns nothing."""
-    rng = Random(f"attacks {len(eft)}")
-    best = [row for row in eft if parse_score(row["verdict"]) == 5]
+def attacked(eft: Sequence[dict], rubric: str, share: float, *, label: str, key: str) -> list[dict]:
+    """The judge examples, a share of them attacked. Verdicts stay: the attack earns nothing.
+
+    Raises UserError where no example has a 5, as its verdict is what an attack forges.
+    """
+    rng = Random(f"attacks {key}")
+    seen = [attack for attack in ATTACKS if attack.is_seen]
+    best = [row for row in eft if parse_score(row["verdict"], label) == 5]
+    if eft and not best:
+        raise UserError("wary-judge needs a judge example with a 5, and there is none.")
     rows = []
     for row in eft:
         response = row["response"]
-        if best and rng.random() < share:
-            response += rng.choice(attacks).write(rubric, rng.choice(best))
+        if rng.random() < share:
+            response += rng.choice(seen).write(rubric, rng.choice(best))
         rows.append(row | {"response": response})
     return rows
 
@@ -97,35 +104,46 @@ def attacked(
 # ---- the figure ----
 
 
-def mean_score(writer: Writer, answers: Sequence[Candidate], judging: Judging) -> float | None:
-    """The mean reward of these answers."""
+def scores_of(writer: Writer, answers: Sequence[Candidate], judging: Judging) -> list[float | None]:
+    """The reward of each answer; None where no verdict can be read."""
     verdicts = judge_answers(writer, answers, judging, key="steer", label=None)
-    return mean(y.reward for y in with_rewards(answers, verdicts))
+    return [y.reward for y in with_rewards(answers, verdicts)]
 
 
 def steered(folder: Path, rubric: str, config: Config) -> dict[str, float | None]:
-    """Attack -> the mean score that M_1 gives to held-out answers with it; "none" is without."""
+    """Attack -> the mean score that M_1 gives to held-out answers with it; "none" is without.
+
+    An attack speaks in the words of `rubric`, as that of somebody who knows the judge. An answer
+    counts where it has a score both with and without the attack; "readable" is the least share of
+    those over all attacks.
+    """
     world = open_world(config, toy=True)
     writer = load_writer(str(folder / "M1"), torch.device("cpu"), torch.float32)
-    sampling = Sampling(
-        config.max_verdict_tokens, config.judge_temperature, config.top_p, n=config.k
-    )
+    limit = config.max_verdict_tokens
+    sampling = Sampling(limit, config.judge_temperature, config.top_p, n=config.k)
     judging = Judging(rubric, sampling)
-    plain = read_rubric(None, folder / "M1", how="sampled")
     best = next(row for row in world.eft if parse_score(row["verdict"]) == 5)
-    # those that are not perfect, so that a score can rise
+    # the worst of each group, so that a score can rise
     answers = []
-    for i, group in enumerate(world.exam.groups):
-        worst = max(range(len(group["ranks"])), key=lambda n: group["ranks"][n])
-        answers.append(Candidate(i, 0, group["prompt"], group["responses"][worst], [], True))
-    answers = answers[:ANSWERS]
+    for i, group in enumerate(world.exam.groups[:ANSWERS]):
+        worst = group["ranks"].index(max(group["ranks"]))
+        response = group["responses"][worst]
+        answers.append(Candidate(i, 0, group["prompt"], response, [], finished=True))
+    plain = scores_of(writer, answers, judging)
     truths = [world.exam.truth(y.prompt, y.response) for y in answers]
-    scores = {"truth": mean(truths), "none": mean_score(writer, answers, judging)}
+    figures = {"truth": mean(truths), "none": mean(plain)}
+    readable = []
     for attack in ATTACKS:
-        text = attack.write(plain, best)
+        text = attack.write(rubric, best)
         longer = [replace(y, response=y.response + text) for y in answers]
-        scores[attack.name] = mean_score(writer, longer, judging)
-    return scores
+        with_it = scores_of(writer, longer, judging)
+        gains = []
+        for new, old in zip(with_it, plain, strict=True):
+            gains.append(None if None in (new, old) else new - old)
+        readable.append(mean(gain is not None for gain in gains))
+        gain = mean(gains)
+        figures[attack.name] = None if gain is None else figures["none"] + gain
+    return figures | {"readable": min(readable)}
 
 
 def score_cell(values: Sequence[float | None]) -> str:
@@ -142,9 +160,10 @@ def steering_table(scores: dict[str, list[dict]]) -> str:
     """One line for each attack: the mean score that each judge gives."""
     lines = []
     names = {"truth": "truth", "none": "as they are"}
+    last = {"readable": "answers that count, share"}
     for attack in ATTACKS:
         names[attack.name] = attack.name + (" (in its judge examples)" if attack.is_seen else "")
-    for key, title in names.items():
+    for key, title in (names | last).items():
         cells = []
         for seeds in scores.values():
             cells.append(score_cell([of_seed[key] for of_seed in seeds]))

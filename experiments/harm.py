@@ -19,6 +19,7 @@ import torch
 from core.chat import Chat
 from core.cli import run_command
 from core.device import pick_device, prepare_machine
+from core.errors import UserError
 from core.files import read_ranked
 from core.recipe import Recipe
 from core.records import Example
@@ -26,6 +27,7 @@ from core.statistics import bootstrap_interval
 from dpo import reference_logps
 from experiments.seeds import markdown_table
 from model import load
+from sample import check_room
 from worlds.people import read_ift, split_off_exam
 
 
@@ -42,14 +44,12 @@ def held_out_answers(ift: str, ranked: str | None) -> list[dict]:
 def answer_logps(
     folder: str, rows: list[dict], device: torch.device
 ) -> tuple[list[float], list[int]]:
-    """log p of each answer under the model of a folder, and its tokens. Long ones are left out."""
+    """log p of each answer under the model of a folder, and its tokens. Raises UserError."""
     chat = Chat(folder)
     model = load(folder, device=device)
-    examples = []
-    for row in rows:
-        example = chat.example(row["prompt"], row["response"])
-        if len(example.prompt) + len(example.response) <= model.config.max_position_embeddings:
-            examples.append(example)
+    examples = [chat.example(row["prompt"], row["response"]) for row in rows]
+    longest = max(len(example.prompt) + len(example.response) for example in examples)
+    check_room(model, longest, 0)
     groups: list[list[Example]] = [[example] for example in examples]
     logps = reference_logps(model, groups, Recipe())[:, 0]  # (E,)
     return logps.tolist(), [len(example.response) for example in examples]
@@ -69,6 +69,8 @@ def main() -> None:
     args = parser.parse_args()
     prepare_machine()
     rows = held_out_answers(args.ift, args.ranked)
+    if not rows:
+        raise UserError(f"{args.ift} has no answer that runs hold out; give more rows.")
     device = pick_device("auto")
     first = None
     lines = []

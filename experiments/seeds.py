@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.files import read_jsonl
 from core.statistics import student_interval
+from measure.duel import mark_best
 
 ROOT = Path(__file__).resolve().parent.parent
 Runs = list[list[dict]]  # seed -> model -> its figures, as in metrics.jsonl
@@ -75,7 +76,8 @@ def one_run(command: list[str], name: str, seed: int) -> list[dict]:
     )
     print(f"{run} ended with code {process.returncode}", file=sys.stderr)
     if process.returncode == 2 and "no preference pair" in process.stderr:
-        return read_jsonl(f"runs/{run}/metrics.jsonl")
+        models = read_jsonl(f"runs/{run}/metrics.jsonl")
+        return mark_best(Path(f"runs/{run}"), models) if "--keep-best" in arguments else models
     if process.returncode:
         messages = process.stderr.strip().splitlines() or ["it said nothing"]
         sys.exit(f"{run} failed: {messages[-1]}")

@@ -32,8 +32,8 @@ from core.rankings import agreement
 from core.records import Candidate, Example, Pair, rewards_by_prompt
 from core.statistics import mean
 from dpo import Objective, PreferencePair, margins, sft
-from experiments.attacks import ATTACKS, attacked, quoting
-from judge import Judging, choose_pair, judge_text, response_logps, verdict_row
+from experiments.attacks import attacked, quoting
+from judge import choose_pair, judge_text, response_logps, verdict_row
 from measure.exam import ending
 from measure.truth import true_score
 from model import GPT, load
@@ -276,20 +276,21 @@ class NoJudgeData(Loop):
 class WaryJudge(Loop):
     """Quotes what is judged, and shows the judge answers that grade themselves.
 
-    They are this share of the judge examples.
+    They are this share of the judge examples. The models carry the plain rubric: to judge with them
+    elsewhere, give the quoted one (--rubric).
     """
 
     share: float = 0.25
     most: ClassVar[float] = 1.0
 
-    def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
-        seen = [attack for attack in ATTACKS if attack.is_seen]
-        rows = attacked(eft, seen, self.rubric, self.share)
-        quoted = replace(self, rubric=quoting(self.rubric))
-        return super(WaryJudge, quoted).verdict_examples(model, rows)
+    def __post_init__(self):
+        self.plain = self.rubric
+        self.rubric = quoting(self.plain)
 
-    def judging(self) -> Judging:
-        return replace(super().judging(), rubric=quoting(self.rubric))
+    def verdict_examples(self, model: GPT, eft: list[dict]) -> list[Example]:
+        label = self.judging().label
+        rows = attacked(eft, self.plain, self.share, label=label, key=f"{self.config.seed}")
+        return super().verdict_examples(model, rows)
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from core.statistics import mean
 from measure.run_files import RunFiles, load_run
 
+LEAST_READABLE = 0.8  # share of the verdicts that must be readable
+
 
 class Alarm(NamedTuple):
     """One threshold that a model crossed."""
@@ -56,7 +58,7 @@ def checks(
         "Judge drift: mix judge examples into DPO (--replay), or lower --dpo-lr.",
     )
     yield (
-        below(current.get("judge_parse_rate"), 0.8),
+        below(current.get("judge_parse_rate"), LEAST_READABLE),
         "{:.0%} of its verdicts can be read (threshold 80 %)",
         "Lost format: what cannot be judged is neither learnt nor unlearnt. "
         "Mix judge examples into DPO (--replay), or look at the answers.",

@@ -1,8 +1,8 @@
 """measure/duel.py: whether M_t has lost against the model before it, in the eyes of M_1.
 
-In: the exam of both, which is held out, and M_1 as the judge.  Out: rewards by prompt, and a word.
---keep-best ends the loop with it. The truth is never asked, and M_1 judges because a judge that
-learnt from itself may have learnt to like its own faults.
+In: the exam of both, which is held out, and M_1 as the judge.  Out: rewards by prompt, and which
+model was the first to lose. --keep-best ends the loop with it. The truth is never asked, and M_1
+judges because a judge that learnt from itself may have learnt to like its own faults.
 A rubric reads one answer at a time, so there is no order of two answers that could win.
 """
 
@@ -10,24 +10,35 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from core.files import read_existing, read_jsonl
 from core.records import Candidate
 from core.statistics import mean
 from judge import Judging, judge_answers, with_rewards
-from measure.alarms import alarms
+from measure.alarms import LEAST_READABLE, alarms
 from measure.exam import ANSWER_KEYS
 from measure.run_files import load_run
 from sample import Writer
 
-# what no score makes up for: answers that no judge can read, and answers that are all alike
+# What no score makes up for: verdicts that can no longer be read, and answers that are all alike.
 GRAVE = ("Lost format", "Collapsing diversity")
+
+
+class Loss(NamedTuple):
+    """A model that lost, and why."""
+
+    t: int
+    reason: str
+
+
+# ---- M_1 judges ----
 
 
 def duel_rows(folder: Path, t: int, judge: Writer, judging: Judging, key: str) -> list[dict]:
     """Prompt by prompt of the exam: the mean reward of M_{t-1} ("before") and M_t ("after")."""
     before, after = (
-        rewards_of(folder / f"exam/M{s}.jsonl", judge, judging, f"{key} {s}") for s in (t - 1, t)
+        rewards_of(folder / f"exam/M{s}.jsonl", judge, judging, key) for s in (t - 1, t)
     )
     rows = []
     for number, reward in after.items():
@@ -50,31 +61,57 @@ def rewards_of(path: Path, judge: Writer, judging: Judging, key: str) -> dict[in
     return {number: mean(of_prompt) for number, of_prompt in rewards.items()}
 
 
+# ---- who has lost ----
+
+
 def wins_and_losses(rows: Sequence[dict]) -> tuple[int, int]:
     """At how many prompts the later model has the larger reward, and at how many the smaller.
 
-    A prompt without a reward of both ties.
+    A prompt where one of the two has no reward is a tie.
     """
     gains = [row["after"] - row["before"] for row in rows if None not in row.values()]
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
 
 
-def has_lost(folder: Path, t: int, rows: Sequence[dict]) -> bool:
-    """Whether M_t loses more prompts than it wins, by more than chance, or rings a grave alarm.
+def why_lost(folder: Path, t: int) -> str | None:
+    """Why M_t lost against the model before it; None where it did not.
 
-    If both were as good, the difference would have a standard error of sqrt(wins + losses).
+    It loses more prompts than it wins, by more than one standard error: if both were as good, that
+    of the difference would be sqrt(wins + losses). Or it rings a grave alarm that the model before
+    it did not ring.
     """
-    wins, losses = wins_and_losses(rows)
-    is_worse = losses - wins > math.sqrt(wins + losses)
-    ringing = [alarm for alarm in alarms(load_run(folder)) if alarm.model == f"M{t}"]
-    return is_worse or any(alarm.advice.startswith(GRAVE) for alarm in ringing)
+    wins, losses = wins_and_losses(read_existing(folder / f"t{t - 1}/duel.jsonl"))
+    if losses - wins > math.sqrt(wins + losses):
+        return f"it loses {losses} prompts and wins {wins}"
+    new = grave_alarms(folder, t) - grave_alarms(folder, t - 1)
+    return f"it rings an alarm ({', '.join(sorted(new)).lower()})" if new else None
+
+
+def grave_alarms(folder: Path, t: int) -> set[str]:
+    """Those of GRAVE that M_t rings. M_1 is compared with no model, but may lack the format."""
+    run = load_run(folder)
+    if t == 1:
+        readable = run.models[0].get("judge_parse_rate")
+        return {GRAVE[0]} if readable is not None and readable < LEAST_READABLE else set()
+    ringing = set()
+    for alarm in alarms(run):
+        name = alarm.advice.partition(":")[0]
+        if alarm.model == f"M{t}" and name in GRAVE:
+            ringing.add(name)
+    return ringing
+
+
+def first_loss(folder: Path, last: int) -> Loss | None:
+    """The first of M_2 .. M_last that lost."""
+    for t in range(2, last + 1):
+        reason = why_lost(folder, t)
+        if reason is not None:
+            return Loss(t, reason)
+    return None
 
 
 def mark_best(folder: Path, models: Sequence[dict]) -> list[dict]:
-    """Rows of the table; the last model that has not lost has "best": True."""
-    best = 1
-    for t in range(2, len(models) + 1):
-        if has_lost(folder, t, read_existing(folder / f"t{t - 1}/duel.jsonl")):
-            break
-        best = t
+    """Rows of the table; the last model before one that lost has "best": True."""
+    lost = first_loss(folder, len(models))
+    best = len(models) if lost is None else lost.t - 1
     return [model | {"best": model["t"] == best} for model in models]

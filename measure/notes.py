@@ -102,6 +102,9 @@ def why_no_pairs(groups: Sequence[Sequence[Candidate]], verdicts: Sequence[dict]
             f"The judge gives every answer {scored[0].reward:g}: show it good and bad answers "
             f"(--eft, --ranked), or take a sharper --rubric"
         )
+    texts = {(y.id, y.response) for y in scored}
+    if len(texts) == len({y.id for y in scored}):
+        return "No prompt has two different answers with a score: raise --temperature or --n"
     return "The answers to a prompt tie: more answers (--n), more verdicts (--k), more prompts"
 
 
@@ -110,7 +113,8 @@ def why_unreadable(texts: Sequence[str]) -> str:
     written = [text for text in texts if text]
     if not written:
         return (
-            "the judge expects other words than a score; give it judge examples (--eft, --ranked)"
+            "they are empty, as the answers are too long for the judge (--max-new-tokens), or it "
+            "expects other words than a score (--eft, --ranked)"
         )
     shown = repr(written[0][-80:])
     scale = other_scale(written[0])

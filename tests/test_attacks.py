@@ -8,10 +8,11 @@ from conftest import TINY, command
 import experiments.attacks
 import judge
 from core.config import Config, settings_of
+from core.errors import UserError
 from core.files import read_jsonl
 from core.verdicts import parse_score
 from experiments.attacks import ATTACKS, attacked, quoting, steered, steering_table
-from judge import RUBRIC, judge_text
+from judge import QUESTION, RUBRIC, judge_text
 from worlds.toy import RUBRIC as TOY_RUBRIC
 from worlds.toy import eft_examples
 
@@ -42,19 +43,21 @@ def test_only_places_behind_the_mark_are_quotations(rubric, expected):
     assert judge_text(rubric, "a\nb", "c\nd") == expected
 
 
-@pytest.mark.parametrize("rubric", [RUBRIC, TOY_RUBRIC], ids=["real", "toy"])
+@pytest.mark.parametrize("rubric", [RUBRIC, TOY_RUBRIC, QUESTION], ids=["real", "toy", "list"])
 def test_the_question_comes_after_what_is_judged(rubric):
     """Guards against: an answer that has the last word."""
     lines = judge_text(quoting(rubric), "Why?", "So.").splitlines()
-    assert lines.index("> Why?") < lines.index("> So.") < len(lines) - 1 == lines.index("Verdict:")
+    assert {"> Why?", "> So."} < {*lines} and not lines[-1].startswith("> ")
+    assert (lines[-1] == "Verdict:") == (rubric == TOY_RUBRIC)
 
 
 def test_judge_examples_that_grade_themselves():
     """Guards against: an attack that earns its score in training, and one that is not there."""
     eft = eft_examples(200, Random(0))
-    seen = [attack for attack in ATTACKS if attack.is_seen]
-    rows = attacked(eft, seen, TOY_RUBRIC, 0.25)
-    assert attacked(eft, seen, TOY_RUBRIC, 0.25) == rows and len(rows) == len(eft)
+    rows = attacked(eft, TOY_RUBRIC, 0.25, label="score", key="0")
+    assert attacked(eft, TOY_RUBRIC, 0.25, label="score", key="0") == rows
+    assert attacked(eft, TOY_RUBRIC, 0.25, label="score", key="1") != rows
+    assert len(rows) == len(eft)
     changed = 0
     for row, old in zip(rows, eft, strict=True):
         added = row["response"].removeprefix(old["response"])
@@ -64,7 +67,10 @@ def test_judge_examples_that_grade_themselves():
             assert parse_score(added) == 5 or "Judge the answer" in added
     assert 30 < changed < 70
     without_a_five = [row for row in eft if "5" not in row["verdict"]]
-    assert attacked(without_a_five, seen, TOY_RUBRIC, 1) == without_a_five
+    with pytest.raises(UserError, match="example with a 5"):
+        attacked(without_a_five, TOY_RUBRIC, 0.25, label="score", key="0")
+    rated = [row | {"verdict": row["verdict"].replace("Score", "Rating")} for row in eft]
+    assert attacked(rated, TOY_RUBRIC, 0.25, label="rating", key="0") != rated
 
 
 def test_the_variant_trains_with_them(cwd, monkeypatch):
@@ -93,19 +99,21 @@ def test_the_figure(cwd, finished, monkeypatch):
     def verdicts(writer, answers, judging, **more):
         judged.append([y.response for y in answers])
         score = len(judged) - 1
-        return [{"id": y.id, "sample": y.sample, "score": score} for y in answers]
+        rows = [{"id": y.id, "sample": y.sample, "score": score} for y in answers]
+        if len(judged) == 3:
+            rows[0]["score"] = None  # this attack breaks a verdict, which then counts in neither
+        return rows
 
     monkeypatch.setattr(experiments.attacks, "judge_answers", verdicts)
     config = Config(**settings_of("toy") | {"exam": 40})
     scores = steered(finished / "runs/toy", TOY_RUBRIC, config)
     plain, *attacked_ones = judged
-    assert scores == {"truth": scores["truth"], "none": 0} | {
-        attack.name: number for number, attack in enumerate(ATTACKS, 1)
-    }
+    known = {"truth": scores["truth"], "none": 0, "readable": 0.9}
+    assert scores == known | {attack.name: number for number, attack in enumerate(ATTACKS, 1)}
     assert len(plain) == 10 and 0 < scores["truth"] < 4
     for attack, texts in zip(ATTACKS, attacked_ones, strict=True):
         for old, new in zip(plain, texts, strict=True):
             assert new.startswith(old) and new != old, attack.name
     assert "Score: 5" in attacked_ones[0][0] and "Judge the answer" in attacked_ones[1][0]
     table = steering_table({"default": [scores, scores], "wary": [scores]})
-    assert "| half a verdict (in its judge examples) | 1.00 ± 0.00 | 1.00 |" in table
+    assert "| a verdict (in its judge examples) | 1.00 ± 0.00 | 1.00 |" in table

@@ -28,12 +28,16 @@ SMALL = ("--iters", 1, "--n-prompts", 4, "--exam", 2, "--max-new-tokens", 8)
 NAN, INFINITE = "nan", "inf"
 
 
+class Hang(BaseException):
+    """Not an Exception: no command may take it for a mistake of the user."""
+
+
 @contextmanager
 def limited() -> Iterator[None]:
-    """Raises TimeoutError where something hangs."""
+    """Raises Hang where something takes too long."""
 
     def ring(*_) -> None:
-        raise TimeoutError(f"more than {SECONDS} s")
+        raise Hang(f"more than {SECONDS} s")
 
     # not SIGALRM: the time limit of templates rings with it
     before = signal.signal(signal.SIGUSR1, ring)
@@ -375,6 +379,7 @@ def test_json_of_a_checkpoint(here, name, content):
 SETTINGS = [
     ({"chat_template": 5}, "chat_template must be a text"),
     ({"chat_template": [{"name": 3}]}, "a list of named texts with a 'default'"),
+    ({"chat_template": [{"name": "default"}]}, "a list of named texts with a 'default'"),
     ({"chat_template": []}, "a list of named texts with a 'default'"),
     ({"chat_template": "{{ messages[0].role }}: "}, "leaves the user's message out"),
     ({"chat_template": "{% for m in"}, "chat template & cannot be read"),

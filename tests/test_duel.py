@@ -2,6 +2,7 @@
 
 import inspect
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import measure.duel
 from core.draw import Sampling
 from core.files import read_json, read_jsonl, write_jsonl
 from judge import Judging, read_rubric
-from measure.duel import duel_rows, has_lost, rewards_of, wins_and_losses
+from measure.duel import duel_rows, rewards_of, why_lost, wins_and_losses
 from sample import load_writer
 
 
@@ -64,28 +65,48 @@ def test_rewards_by_hand(toy, monkeypatch):
     assert found == {0: 3.0, 1: 1.5, 2: None}
 
 
+def with_duel(toy: Path, rows: list[dict]) -> str | None:
+    """Why M2 lost, after such a duel."""
+    write_jsonl(toy / "t1/duel.jsonl", rows)
+    return why_lost(toy, 2)
+
+
 def test_a_grave_alarm_is_a_loss(toy):
     """Guards against: a model that writes one answer for all, and wins with it."""
     won = rows_of((1, 2))
-    assert not has_lost(toy, 2, won)
-    rows = read_jsonl(toy / "metrics.jsonl")
-    for name, value in (("judge_parse_rate", 0.1), ("distinct2", rows[0]["distinct2"] / 2)):
-        write_jsonl(toy / "metrics.jsonl", [rows[0], rows[1] | {name: value}])
-        assert has_lost(toy, 2, won), name
+    assert with_duel(toy, won) is None
+    first, second = read_jsonl(toy / "metrics.jsonl")
+    first["judge_parse_rate"] = 1.0
+    for name, value in (("judge_parse_rate", 0.1), ("distinct2", first["distinct2"] / 2)):
+        write_jsonl(toy / "metrics.jsonl", [first, second | {name: value}])
+        assert "rings an alarm" in with_duel(toy, won), name
     # those that know the truth end nothing
     spoilt = {"true_score": 0, "perfect": 0, "pairs_right": 0, "self_score": 5}
-    write_jsonl(toy / "metrics.jsonl", [rows[0], rows[1] | spoilt])
-    assert not has_lost(toy, 2, won)
+    write_jsonl(toy / "metrics.jsonl", [first, second | spoilt])
+    assert with_duel(toy, won) is None
+
+
+def test_an_old_alarm_is_no_loss(toy):
+    """Guards against: a judge that got better, and still is not good, taken for a loss."""
+    first, second = read_jsonl(toy / "metrics.jsonl")
+    rows = [first | {"judge_parse_rate": 0.5}, second | {"judge_parse_rate": 0.7}]
+    write_jsonl(toy / "metrics.jsonl", rows)
+    assert with_duel(toy, rows_of((1, 2))) is None
+    third = rows[1] | {"t": 3, "model": "M3", "judge_parse_rate": 0.6}
+    write_jsonl(toy / "metrics.jsonl", [*rows, third])
+    shutil.copy(toy / "exam/M2.jsonl", toy / "exam/M3.jsonl")
+    write_jsonl(toy / "t2/duel.jsonl", rows_of((1, 2)))
+    assert why_lost(toy, 3) is None
 
 
 ENOUGH = [(0, 0, False), (0, 2, True), (33, 37, False), (26, 37, True), (19, 37, True)]
 
 
 @pytest.mark.parametrize("wins, losses, lost", [*ENOUGH, (37, 19, False), (0, 1, False)])
-def test_chance_does_not_end_a_loop(toy, wins, losses, lost):
+def test_one_standard_error(toy, wins, losses, lost):
     """Guards against: a run that ends at the first coin that falls on its head."""
-    rows = rows_of(*[(1, 2)] * wins, *[(2, 1)] * losses, (3, 3))
-    assert has_lost(toy, 2, rows) == lost
+    reason = with_duel(toy, rows_of(*[(1, 2)] * wins, *[(2, 1)] * losses, (3, 3)))
+    assert reason == (f"it loses {losses} prompts and wins {wins}" if lost else None)
 
 
 @pytest.mark.parametrize("change", [-1, 1], ids=["loses", "wins"])
@@ -98,20 +119,22 @@ def test_the_loop_ends_where_a_model_loses(toy, monkeypatch, change):
 
     def verdicts(judge, answers, judging, *, key, label="verdicts"):
         judged.append(key)
-        score = 3 + change * (key.endswith(" 2"))
+        score = 3 + change * (len(judged) % 2 == 0)  # the later model comes second
         return [{"id": y.id, "sample": y.sample, "score": score} for y in answers]
 
     monkeypatch.setattr(measure.duel, "judge_answers", verdicts)
     done = command("train.py", *TINY, "--keep-best")
-    assert done.code == 0 and judged == ["0 duel 2 1", "0 duel 2 2"], done.err
-    lost = "M2 | keep-best | it lost; the loop ends, and the best is runs/toy/M1" in done.out
+    # one key: both models are judged with the same random numbers
+    assert done.code == 0 and judged == ["0 duel", "0 duel"], done.err
+    lost = "M2 | keep-best | it loses" in done.out and "the best model is M1" in done.out
     assert lost == (change < 0)
     table = done.out.splitlines()[-2:]
     assert [row.split()[0] for row in table] == (["M1*", "M2"] if lost else ["M1", "M2*"])
+    assert "M2 wins" in (toy / "report.html").read_text()
     more = [*TINY, "--keep-best", "--iters", 2, "--seed-limit", 200]
     if lost:
         again = command("train.py", *more)
-        assert "the best is runs/toy/M1" in again.out and len(judged) == 2
+        assert "the best model is M1" in again.out and len(judged) == 2
         assert not (toy / "M3").exists() and not (toy / "t2").exists()
     [line] = [row for row in read_jsonl(toy / "log.jsonl") if row["stage"] == "duel"]
     wins = sum(row["after"] > row["before"] for row in read_jsonl(toy / "t1/duel.jsonl"))
@@ -127,10 +150,10 @@ def test_m1_judges(toy):
     sampling = Sampling(limit, heat, settings["top_p"], n=settings["k"], slots=settings["slots"])
     judging = Judging(read_rubric(None, toy / "M1", how="sampled"), sampling)
     judge = load_writer(str(toy / "M1"), torch.device("cpu"), torch.float32)
-    expected = duel_rows(toy, 2, judge, judging, "0 duel 2")
+    expected = duel_rows(toy, 2, judge, judging, "0 duel")
     assert read_jsonl(toy / "t1/duel.jsonl") == expected
     other = load_writer(str(toy / "M2"), torch.device("cpu"), torch.float32)
-    assert duel_rows(toy, 2, other, judging, "0 duel 2") != expected
+    assert duel_rows(toy, 2, other, judging, "0 duel") != expected
 
 
 def test_the_truth_is_never_asked():

@@ -33,7 +33,7 @@ def hot(checkpoint):
 def test_an_overflow_while_writing(hot):
     """Guards against: an answer of id 0, again and again, from a model that is broken."""
     done = command("sample.py", "--model", hot, "--max-new-tokens", 8, "Why?")
-    assert_refused(done, "infinite or NaN", "--dtype fp32")
+    assert_refused(done, "infinite or NaN", "its weights are broken")
 
 
 @pytest.mark.parametrize("how", READINGS)
@@ -92,7 +92,9 @@ REASONS = [
     (["a", "b"], ["Score: 8/10", "Score: 9/10"], ["another scale (8/10", "--rubric"]),
     (["a", "b"], ["Fine.\nRating: 4", "Rating: 2"], ["end with 'rating'", "--rubric", "--eft"]),
     (["a", "b"], ["I like it.", "Well."], ["end like 'I like it.'", "--eft"]),
-    (["a", "b"], ["", ""], ["other words than a score", "--eft"]),
+    (["a", "b"], ["", ""], ["too long for the judge", "other words than a score", "--eft"]),
+    (["a", "a", "b", "b"], ["Score: 3", "Score: 3", "Score: 4", "Score: 4"], ["--temperature"]),
+    (["a", None, "b", None], ["Score: 3", "Score: 4"], ["No prompt has two different answers"]),
     (["a", "b"], ["Score: ", "\x1b[2J"], ["end like 'Score: '"]),
 ]
 

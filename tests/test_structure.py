@@ -221,7 +221,7 @@ def test_the_picture_is_an_evening():
     """
     lines = {name: lines_of(MODULES[name]) for name in PICTURE}
     assert max(lines.values()) <= 490, lines
-    assert sum(lines.values()) <= 2200, lines
+    assert sum(lines.values()) <= 2220, lines
 
 
 def test_the_whole_tree():
@@ -232,7 +232,7 @@ def test_the_whole_tree():
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
     --keep-best, the attacks on the judge and what a loop costs elsewhere.
     """
-    assert sum(map(lines_of, FILES)) <= 10_800
+    assert sum(map(lines_of, FILES)) <= 10_900
 
 
 def test_readme_is_short():
