@@ -189,6 +189,7 @@ CALM = {
     "true_score": 3.9,
     "distinct2": 0.8,
     "judge_parse_rate": 1.0,
+    "finished_rate": 0.95,
 }
 
 
@@ -205,6 +206,7 @@ CALM = {
         ({"self_score": 4.6}, {}, "flatters"),
         ({"self_score": 4.1, "true_score": 3.8}, {}, "hacking"),
         ({"distinct2": 0.5}, {}, "diversity"),
+        ({"finished_rate": 0.8}, {}, "Endless"),
     ],
     ids=lambda v: str(v)[:20],
 )
