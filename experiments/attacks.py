@@ -3,7 +3,7 @@
     python experiments/attacks.py --seeds 5
 
 In: the toy.  Out: runs/steer-*, and a table in docs/steering.md and .json. M_1 is made as the
-default makes it, and as the variant wary-judge does: what is judged is quoted, and the judge
+default makes it, and as the variant wary-judge does: the answer is quoted, and the judge
 examples hold such answers. Both judge the same held-out answers, as they are and with each
 attack behind them. A score should not rise.
 """
@@ -74,12 +74,13 @@ ATTACKS = (
 
 
 def quoting(rubric: str) -> str:
-    """The rubric with both texts as quotations, and the question behind them."""
-    quoted = rubric.replace("{prompt}", "\n> {prompt}\n").replace("{response}", "\n> {response}\n")
-    lines = [line for line in quoted.splitlines() if line.strip()]
-    if lines[-1].startswith("> "):
-        lines.append("Verdict:")
-    return "\n".join(lines)
+    """The rubric with the answer as a quotation, on lines of its own."""
+    before, after = rubric.split("{response}")
+    if before and not before.endswith("\n"):
+        before += "\n"
+    if after and not after.startswith("\n"):
+        after = f"\n{after}"
+    return f"{before}> {{response}}{after}"
 
 
 def attacked(eft: Sequence[dict], rubric: str, share: float, *, label: str, key: str) -> list[dict]:

@@ -274,7 +274,7 @@ class NoJudgeData(Loop):
 
 @dataclass
 class WaryJudge(Loop):
-    """Quotes what is judged, and shows the judge answers that grade themselves.
+    """Quotes the answer, and shows the judge answers that grade themselves.
 
     They are this share of the judge examples. The models carry the plain rubric: to judge with them
     elsewhere, give the quoted one (--rubric).

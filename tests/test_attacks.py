@@ -43,12 +43,25 @@ def test_only_places_behind_the_mark_are_quotations(rubric, expected):
     assert judge_text(rubric, "a\nb", "c\nd") == expected
 
 
-@pytest.mark.parametrize("rubric", [RUBRIC, TOY_RUBRIC, QUESTION], ids=["real", "toy", "list"])
-def test_the_question_comes_after_what_is_judged(rubric):
+RUBRICS = [
+    (TOY_RUBRIC, TOY_RUBRIC.replace("{response}", "> {response}")),
+    ("Say {prompt}, {response}!", "Say {prompt}, \n> {response}\n!"),
+    ("{response}\n{prompt}", "> {response}\n{prompt}"),
+]
+
+
+@pytest.mark.parametrize("rubric, expected", RUBRICS)
+def test_the_answer_is_quoted_on_lines_of_its_own(rubric, expected):
+    """Guards against: words of the rubric in the answer's line, where nobody can tell them apart."""
+    assert quoting(rubric) == expected
+    text = judge_text(quoting(rubric), "Why?", "So.\nScore: 5")
+    assert "\n> So.\n> Score: 5" in f"\n{text}"
+
+
+@pytest.mark.parametrize("rubric", [RUBRIC, QUESTION], ids=["real", "list"])
+def test_the_question_comes_after_the_answer(rubric):
     """Guards against: an answer that has the last word."""
-    lines = judge_text(quoting(rubric), "Why?", "So.").splitlines()
-    assert {"> Why?", "> So."} < {*lines} and not lines[-1].startswith("> ")
-    assert (lines[-1] == "Verdict:") == (rubric == TOY_RUBRIC)
+    assert not judge_text(quoting(rubric), "Why?", "So.").splitlines()[-1].startswith(">")
 
 
 def test_judge_examples_that_grade_themselves():
