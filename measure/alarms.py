@@ -72,8 +72,8 @@ def checks(
     yield (
         below(ratio(current.get("finished_rate"), first.get("finished_rate")), 0.9),
         "answers that end at {:.2f} of M1's (threshold 0.9)",
-        "Endless answers: what never ends is not judged, so no pair teaches to end. Raise --nll, or "
-        "lower --dpo-lr.",
+        "Endless answers: what never ends is not judged, so no pair teaches to end. "
+        "Raise --nll, or lower --dpo-lr.",
     )
     yield (
         below(current.get("chosen_change"), 0),

@@ -52,7 +52,7 @@ RUBRICS = [
 
 @pytest.mark.parametrize("rubric, expected", RUBRICS)
 def test_the_answer_is_quoted_on_lines_of_its_own(rubric, expected):
-    """Guards against: words of the rubric in the answer's line, where nobody can tell them apart."""
+    """Guards against: words of the rubric on a line of the answer."""
     assert quoting(rubric) == expected
     text = judge_text(quoting(rubric), "Why?", "So.\nScore: 5")
     assert "\n> So.\n> Score: 5" in f"\n{text}"
