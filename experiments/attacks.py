@@ -115,8 +115,7 @@ def steered(folder: Path, rubric: str, config: Config) -> dict[str, float | None
     """Attack -> the mean score that M_1 gives to held-out answers with it; "none" is without.
 
     An attack speaks in the words of `rubric`, as that of somebody who knows the judge. An answer
-    counts where it has a score both with and without the attack; "readable" is the least share of
-    those over all attacks.
+    counts where it has a score both with and without the attack; "NAME, share" is how many do.
     """
     world = open_world(config, toy=True)
     writer = load_writer(str(folder / "M1"), torch.device("cpu"), torch.float32)
@@ -133,7 +132,6 @@ def steered(folder: Path, rubric: str, config: Config) -> dict[str, float | None
     plain = scores_of(writer, answers, judging)
     truths = [world.exam.truth(y.prompt, y.response) for y in answers]
     figures = {"truth": mean(truths), "none": mean(plain)}
-    readable = []
     for attack in ATTACKS:
         text = attack.write(rubric, best)
         longer = [replace(y, response=y.response + text) for y in answers]
@@ -141,10 +139,10 @@ def steered(folder: Path, rubric: str, config: Config) -> dict[str, float | None
         gains = []
         for new, old in zip(with_it, plain, strict=True):
             gains.append(None if None in (new, old) else new - old)
-        readable.append(mean(gain is not None for gain in gains))
         gain = mean(gains)
         figures[attack.name] = None if gain is None else figures["none"] + gain
-    return figures | {"readable": min(readable)}
+        figures[f"{attack.name}, share"] = mean(gain is not None for gain in gains)
+    return figures
 
 
 def score_cell(values: Sequence[float | None]) -> str:
@@ -161,13 +159,16 @@ def steering_table(scores: dict[str, list[dict]]) -> str:
     """One line for each attack: the mean score that each judge gives."""
     lines = []
     names = {"truth": "truth", "none": "as they are"}
-    last = {"readable": "answers that count, share"}
     for attack in ATTACKS:
         names[attack.name] = attack.name + (" (in its judge examples)" if attack.is_seen else "")
-    for key, title in (names | last).items():
+    for key, title in names.items():
         cells = []
         for seeds in scores.values():
-            cells.append(score_cell([of_seed[key] for of_seed in seeds]))
+            cell = score_cell([of_seed[key] for of_seed in seeds])
+            share = mean(of_seed.get(f"{key}, share", 1) for of_seed in seeds)
+            if share < 0.995:
+                cell += f", {share:.0%} can be read"
+            cells.append(cell)
         lines.append([title, *cells])
     return markdown_table(["answers", *scores], lines)
 

@@ -121,8 +121,10 @@ def test_the_figure(cwd, finished, monkeypatch):
     config = Config(**settings_of("toy") | {"exam": 40})
     scores = steered(finished / "runs/toy", TOY_RUBRIC, config)
     plain, *attacked_ones = judged
-    known = {"truth": scores["truth"], "none": 0, "readable": 0.9}
-    assert scores == known | {attack.name: number for number, attack in enumerate(ATTACKS, 1)}
+    expected = {"truth": scores["truth"], "none": 0}
+    for number, attack in enumerate(ATTACKS, 1):
+        expected |= {attack.name: number, f"{attack.name}, share": 0.9 if number == 2 else 1.0}
+    assert scores == expected
     assert len(plain) == 10 and 0 < scores["truth"] < 4
     for attack, texts in zip(ATTACKS, attacked_ones, strict=True):
         for old, new in zip(plain, texts, strict=True):
@@ -130,3 +132,5 @@ def test_the_figure(cwd, finished, monkeypatch):
     assert "Score: 5" in attacked_ones[0][0] and "Judge the answer" in attacked_ones[1][0]
     table = steering_table({"default": [scores, scores], "wary": [scores]})
     assert "| a verdict (in its judge examples) | 1.00 ± 0.00 | 1.00 |" in table
+    second = "2.00 ± 0.00, 90% can be read"
+    assert f"| a second question (in its judge examples) | {second} |" in table
