@@ -221,9 +221,10 @@ class Slots:
         """Frees the slots that ended or reached the limit, and returns what they wrote."""
         done = self.live & (ended | (self.sizes == self.limit))
         results = []
-        if done.any():
+        slots = done.nonzero()[:, 0].tolist()
+        if slots:
             check_overflow(self.finite)  # once a text, not once a token
-        for slot in done.nonzero()[:, 0].tolist():
+        for slot in slots:
             completion = Completion(self.text(slot), bool(ended[slot]))
             results.append((self.requests[slot], completion))
             self.requests[slot] = None

@@ -215,15 +215,16 @@ def read_template(folder: Path, settings: dict) -> str | None:
     path = folder / "chat_template.jinja"
     if path.exists():
         return read_whole(path)
+    fault = f"{folder}: chat_template must be a text, or a list of named texts with a 'default'."
     template = settings.get("chat_template")
     if isinstance(template, list):  # some checkpoints name several templates
         named = [entry for entry in template if isinstance(entry, dict)]
-        defaults = [entry.get("template", 0) for entry in named if entry.get("name") == "default"]
-        template = defaults[0] if defaults else 0  # 0: no text
+        defaults = [entry.get("template") for entry in named if entry.get("name") == "default"]
+        if not defaults or defaults[0] is None:
+            raise UserError(fault)
+        template = defaults[0]
     if not isinstance(template, str | None):
-        raise UserError(
-            f"{folder}: chat_template must be a text, or a list of named texts with a 'default'."
-        )
+        raise UserError(fault)
     return template
 
 

@@ -28,15 +28,14 @@ from dpo import reference_logps
 from experiments.seeds import markdown_table
 from model import load
 from sample import check_room
-from worlds.people import read_ift, split_off_exam
+from worlds.people import best_answers, read_ift, split_off_exam
 
 
 def held_out_answers(ift: str, ranked: str | None) -> list[dict]:
     """{"prompt", "response"} of people, held out; of ranked answers the best."""
     rows = read_ift(ift)
-    for group in read_ranked(ranked) if ranked else ():
-        best = min(range(len(group["ranks"])), key=lambda n: group["ranks"][n])
-        rows.append({"prompt": group["prompt"], "response": group["responses"][best]})
+    if ranked:
+        rows += best_answers(read_ranked(ranked))
     _, for_exam = split_off_exam(rows)
     return for_exam
 

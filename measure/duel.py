@@ -73,8 +73,8 @@ def wins_and_losses(rows: Sequence[dict]) -> tuple[int, int]:
     return sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
 
 
-def why_lost(folder: Path, t: int) -> str | None:
-    """Why M_t lost against the model before it; None where it did not.
+def why_lost(folder: Path, t: int, grave: dict[int, set[str]]) -> str | None:
+    """Why M_t lost against the model before it; None where it did not. `grave`: of grave_alarms.
 
     It loses more prompts than it wins, by more than one standard error: if both were as good, that
     of the difference would be sqrt(wins + losses). Or it rings a grave alarm that the model before
@@ -83,28 +83,29 @@ def why_lost(folder: Path, t: int) -> str | None:
     wins, losses = wins_and_losses(read_existing(folder / f"t{t - 1}/duel.jsonl"))
     if losses - wins > math.sqrt(wins + losses):
         return f"it loses {losses} prompts and wins {wins}"
-    new = grave_alarms(folder, t) - grave_alarms(folder, t - 1)
+    new = grave[t] - grave[t - 1]
     return f"it rings an alarm ({', '.join(sorted(new)).lower()})" if new else None
 
 
-def grave_alarms(folder: Path, t: int) -> set[str]:
-    """Those of GRAVE that M_t rings. M_1 is compared with no model, but may lack the format."""
+def grave_alarms(folder: Path) -> dict[int, set[str]]:
+    """t -> those of GRAVE that M_t rings. M_1 is compared with nothing, but may lack the format."""
     run = load_run(folder)
-    if t == 1:
-        readable = run.models[0].get("judge_parse_rate")
-        return {GRAVE[0]} if readable is not None and readable < LEAST_READABLE else set()
-    ringing = set()
+    ringing: dict[int, set[str]] = defaultdict(set)
+    readable = run.models[0].get("judge_parse_rate")
+    if readable is not None and readable < LEAST_READABLE:
+        ringing[1].add(GRAVE[0])
     for alarm in alarms(run):
         name = alarm.advice.partition(":")[0]
-        if alarm.model == f"M{t}" and name in GRAVE:
-            ringing.add(name)
+        if name in GRAVE:
+            ringing[int(alarm.model.removeprefix("M"))].add(name)
     return ringing
 
 
 def first_loss(folder: Path, last: int) -> Loss | None:
     """The first of M_2 .. M_last that lost."""
+    grave = grave_alarms(folder)
     for t in range(2, last + 1):
-        reason = why_lost(folder, t)
+        reason = why_lost(folder, t, grave)
         if reason is not None:
             return Loss(t, reason)
     return None

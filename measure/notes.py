@@ -102,8 +102,8 @@ def why_no_pairs(groups: Sequence[Sequence[Candidate]], verdicts: Sequence[dict]
             f"The judge gives every answer {scored[0].reward:g}: show it good and bad answers "
             f"(--eft, --ranked), or take a sharper --rubric"
         )
-    texts = {(y.id, y.response) for y in scored}
-    if len(texts) == len({y.id for y in scored}):
+    different = {(y.id, y.response) for y in scored}
+    if len(different) == len({y.id for y in scored}):
         return "No prompt has two different answers with a score: raise --temperature or --n"
     return "The answers to a prompt tie: more answers (--n), more verdicts (--k), more prompts"
 

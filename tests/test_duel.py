@@ -12,7 +12,7 @@ import measure.duel
 from core.draw import Sampling
 from core.files import read_json, read_jsonl, write_jsonl
 from judge import Judging, read_rubric
-from measure.duel import duel_rows, rewards_of, why_lost, wins_and_losses
+from measure.duel import duel_rows, grave_alarms, rewards_of, why_lost, wins_and_losses
 from sample import load_writer
 
 
@@ -68,7 +68,7 @@ def test_rewards_by_hand(toy, monkeypatch):
 def with_duel(toy: Path, rows: list[dict]) -> str | None:
     """Why M2 lost, after such a duel."""
     write_jsonl(toy / "t1/duel.jsonl", rows)
-    return why_lost(toy, 2)
+    return why_lost(toy, 2, grave_alarms(toy))
 
 
 def test_a_grave_alarm_is_a_loss(toy):
@@ -96,7 +96,7 @@ def test_an_old_alarm_is_no_loss(toy):
     write_jsonl(toy / "metrics.jsonl", [*rows, third])
     shutil.copy(toy / "exam/M2.jsonl", toy / "exam/M3.jsonl")
     write_jsonl(toy / "t2/duel.jsonl", rows_of((1, 2)))
-    assert why_lost(toy, 3) is None
+    assert why_lost(toy, 3, grave_alarms(toy)) is None
 
 
 ENOUGH = [(0, 0, False), (0, 2, True), (33, 37, False), (26, 37, True), (19, 37, True)]

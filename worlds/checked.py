@@ -23,7 +23,7 @@ from core.checklist import requirements_of, with_requirements
 from core.config import Config
 from core.errors import UserError
 from worlds.kinds import KINDS, PLACES, SEEN, UNSEEN, Kind
-from worlds.people import gather, prompts_of, split_off_exam
+from worlds.people import best_answers, gather, prompts_of, split_off_exam
 from worlds.world import Exam, World
 
 KEPT = 0.6  # share of the requirements that a seed answer is edited to keep
@@ -188,9 +188,7 @@ def checked_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
     answer of MIN_WORDS to MAX_WORDS words.
     """
     ift, ranked, notes = gather(config, ift)
-    for group in ranked:
-        best = group["responses"][group["ranks"].index(min(group["ranks"]))]
-        ift = [*ift, {"prompt": group["prompt"], "response": best}]
+    ift = [*ift, *best_answers(ranked)]
     examples, held_out = split_off_exam(list(filter(is_short, ift)))
     if not (examples and held_out):
         raise UserError(

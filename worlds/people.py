@@ -258,5 +258,14 @@ def split_off_exam(records: list[dict]) -> tuple[list[dict], list[dict]]:
     return for_training, for_exam
 
 
+def best_answers(groups: list[dict]) -> list[dict]:
+    """Of each group of ranked answers the best, as instruction data."""
+    rows = []
+    for group in groups:
+        best = group["responses"][group["ranks"].index(min(group["ranks"]))]
+        rows.append({"prompt": group["prompt"], "response": best})
+    return rows
+
+
 def prompts_of(records: list[dict]) -> list[str]:
     return [record["prompt"] for record in records]
