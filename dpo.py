@@ -28,9 +28,11 @@ from core.batches import branch_view, collate, group_alike, micro_batches, row_l
 from core.device import precision
 from core.errors import UserError
 from core.kernels import picked_logps
-from core.progress import Progress
+from core.progress import Progress, trained_weights
+from core.ranks import exchange, rank
 from core.recipe import Recipe, blocks_of, plan, rate
 from core.records import Example
+from core.shards import keep_shards, my_share, share_size, whole
 from model import GPT, PLAIN_ATTENTION_LIMIT
 
 PreferencePair = tuple[Example, Example]  # (chosen, rejected), with the same prompt
@@ -84,13 +86,18 @@ def reference_logps(model: GPT, groups: Sequence[Sequence[Example]], recipe: Rec
     model. The numbers stand for a second, frozen network.
     """
     assert not model.training, "dropout in the reference would make it another model"
-    logps = torch.zeros(len(groups), len(groups[0]), device=model.device)
+    logps = torch.zeros(len(groups), len(groups[0]))
     lengths = [row_length(group) for group in groups]
-    for batch in micro_batches(range(len(groups)), lengths, recipe.tokens):
+    batches = micro_batches(range(len(groups)), lengths, recipe.tokens, share_size(len(groups)))
+    found = []
+    for batch in my_share(batches):
         with precision(model.device, recipe.dtype):
-            found = sequence_logps(model, [groups[i] for i in batch])
-        logps[batch] = found.view(len(batch), -1)
-    return logps
+            values = sequence_logps(model, take(groups, batch))
+        found.append((batch, values.view(len(batch), -1).cpu()))
+    for of_process in exchange(found):
+        for batch, values in of_process:
+            logps[batch] = values
+    return logps.to(model.device)
 
 
 # ---- losses ----
@@ -139,7 +146,7 @@ def take(items: Sequence, numbers: Sequence[int]) -> list:
 
 
 def adamw(model: GPT, recipe: Recipe) -> list[torch.optim.Optimizer]:
-    weights = model.parameters()
+    weights = trained_weights(model).values()
     return [
         torch.optim.AdamW(weights, lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     ]
@@ -166,12 +173,13 @@ def fit(
     model.train()
     model.dropout = recipe.dropout
     model.recompute = recipe.recompute
+    keep_shards(model)
     opts = optimizers(model, recipe)
     param_groups = [group for opt in opts for group in opt.param_groups]
     peaks = [group["lr"] for group in param_groups]
     log = progress.restore(model, opts, len(steps)) if progress else []
     rest = range(len(log), len(steps))
-    bar = tqdm(rest, desc=name, unit="step", leave=False, disable=None)
+    bar = tqdm(rest, desc=name, unit="step", leave=False, disable=True if rank() else None)
     for step in bar:
         share = rate(step, len(steps), recipe)  # of the peak
         for group, peak in zip(param_groups, peaks, strict=True):
@@ -195,7 +203,7 @@ def add_up_gradients(
 ) -> dict[str, float]:
     """Forward and backward of all passes of a step, then clipping. Returns the step's figures."""
     figures: dict[str, float] = defaultdict(float)
-    for loss_of, numbers, weight in passes:
+    for loss_of, numbers, weight in my_share(passes, lambda one: one._replace(weight=0.0)):
         with precision(model.device, recipe.dtype):
             loss, sums = loss_of()
         check_finite(loss.item(), "loss", place, numbers)
@@ -203,7 +211,11 @@ def add_up_gradients(
         figures["loss"] += loss.item() * weight
         for key, value in sums.items():
             figures[key] += float(value) * weight
-    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip))
+    shares = exchange(figures)  # of each process
+    for name in shares[0]:
+        figures[name] = sum(share.get(name, 0.0) for share in shares)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
+    norm = float(whole(norm))
     check_finite(norm, "gradient", place, [i for one in passes for i in one.numbers])
     return {**figures, "grad_norm": norm}
 
@@ -248,7 +260,7 @@ def sft_passes(
     lengths = [row_length(take(examples, row)) for row in rows]
     # 3) rows that fit into one pass
     passes = []
-    for batch in micro_batches(range(len(rows)), lengths, recipe.tokens):
+    for batch in micro_batches(range(len(rows)), lengths, recipe.tokens, share_size(len(rows))):
         members = take(rows, batch)
         groups = [take(examples, row) for row in members]
         in_pass = [number for row in members for number in row]
@@ -325,7 +337,7 @@ def dpo(
     rng = random.Random(f"replay {recipe.seed}")
     steps = []
     for step in plan(len(pairs), replace(recipe, block=1)):
-        batches = micro_batches(step, lengths, recipe.tokens)
+        batches = micro_batches(step, lengths, recipe.tokens, share_size(len(step)))
         passes = [Pass(partial(loss_of, batch), batch, 1 / len(step)) for batch in batches]
         if objective.replay and objective.replay_size:
             blocks = blocks_of(len(objective.replay), recipe.block)

@@ -58,9 +58,12 @@ def preferred(judge: Writer, ours: Answers, theirs: Answers, *, slots: int) -> l
         for first, second in ((our, their), (their, our)):
             text = COMPARE.format(first.prompt, first.response, second.response)
             questions.append(judge.chat.prompt(text) + start)
-    probs = next_probs(judge, questions, letters, slots=slots, label="comparisons")  # (2P,2)
-    likes_first = (probs[:, 0] > probs[:, 1]).view(-1, 2).tolist()  # (P,2)
-    return [(ours_first + (not theirs_first)) / 2 for ours_first, theirs_first in likes_first]
+    probs = next_probs(judge, questions, letters, slots=slots, label="comparisons")
+    likes_first = [a > b for a, b in probs]
+    points = []
+    for ours_first, theirs_first in zip(likes_first[::2], likes_first[1::2], strict=True):
+        points.append((ours_first + (not theirs_first)) / 2)
+    return points
 
 
 def by_score(ours: Sequence[float | None], theirs: Sequence[float | None]) -> list[float]:

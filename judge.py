@@ -224,13 +224,12 @@ def expected_scores(
     score_start, digit_ids = alternatives(writer.chat, [f"Score: {n}" for n in range(6)])
     prompts = [what_is_read(writer.chat, y, judging) + score_start for y in judged]
     slots = judging.sampling.slots
-    probs = next_probs(writer, prompts, digit_ids, slots=slots, label=label)  # (P,6)
-    means = (probs * torch.arange(6)).sum(-1) / probs.sum(-1)  # (P,)
     rows = []
-    for average, row in zip(means.tolist(), probs.tolist(), strict=True):
+    for row in next_probs(writer, prompts, digit_ids, slots=slots, label=label):
         readable = sum(row) >= 0.5
+        average = sum(digit * p for digit, p in enumerate(row)) / sum(row) if readable else None
         digits_of_row = [round(p, 4) for p in row]
-        rows.append({"score": average if readable else None, "digits": digits_of_row})
+        rows.append({"score": average, "digits": digits_of_row})
     return rows
 
 

@@ -12,6 +12,7 @@ T), D hidden, H query heads, G key/value heads, K width of a head, V vocabulary.
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,9 @@ from core.checkpoint import read_weights, write_checkpoint
 from core.device import check_memory
 from core.errors import UserError
 from core.kernels import Linear, attend_shared, fold_heads, rms_norm
+from core.lora import merged_weights
 from core.model_config import GPTConfig, config_to_hf, read_config
+from core.shards import held, place, whole
 
 # Up to so many tokens, plain attention beats the fused kernel of CPUs (docs/log.md). Beyond, its
 # T x T weights cost too much memory.
@@ -203,6 +206,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
+        self.kv_heads = config.num_key_value_heads  # of this process; see shards.split
         self.dropout = 0.0  # on the residual branches, in training; dpo.fit sets it
         # In training: keep the input of each block only, and compute the rest again.
         self.recompute = False
@@ -222,7 +226,7 @@ class GPT(nn.Module):
     def new_cache(self, rows: int, shared: KVCache | None = None) -> KVCache:
         """An empty cache of B rows, in the precision of the weights."""
         c = self.config
-        shape = (c.num_hidden_layers, rows, c.num_key_value_heads, c.head_dim)
+        shape = (c.num_hidden_layers, rows, self.kv_heads, c.head_dim)
         return KVCache(shape, device=self.device, dtype=self.norm.weight.dtype, shared=shared)
 
     def forward(
@@ -300,19 +304,29 @@ class GPT(nn.Module):
 
 
 def load(
-    folder: str | Path, *, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    prepare: Callable[[nn.Module], None] | None = None,
 ) -> GPT:
-    """A Hugging Face directory -> a GPT in eval mode. Raises UserError for anything else."""
+    """A Hugging Face directory -> a GPT in eval mode. Raises UserError for anything else.
+
+    `prepare` changes the model before it has weights.
+    """
     folder = Path(folder)
     config = read_config(folder)
     with torch.device("meta"):  # shapes only: a broken checkpoint is told before it takes memory
         model = GPT(config)
     shapes = {name: weight.shape for name, weight in model.named_parameters()}
-    size = dtype.itemsize * sum(shape.numel() for shape in shapes.values())
+    if prepare is not None:
+        prepare(model)
+    size = dtype.itemsize * sum(held(weight).numel() for weight in model.parameters())
     check_memory(size, torch.device(device), f"the model in {folder}")
-    weights = read_weights(folder, shapes)
-    weights = {name: weight.to(device, dtype) for name, weight in weights.items()}
-    model.load_state_dict(weights, assign=True)
+    parts = {}
+    for name, weight in read_weights(folder, shapes):
+        parts[name] = place(weight, model.get_parameter(name), device, dtype)
+    model.load_state_dict(parts, strict=False, assign=True)  # adapters have no weights yet
     model.frequencies = rope_frequencies(config).to(device)  # those made above were shapes only
     return model.eval()
 
@@ -324,8 +338,10 @@ def save(
     source: str | Path | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """A GPT -> a Hugging Face directory, with tokenizer, template and rubric of `source`."""
-    weights = {}
-    for name, weight in model.named_parameters():
-        weights[name] = weight.detach().to("cpu", dtype).contiguous()
-    write_checkpoint(Path(folder), config_to_hf(model.config, dtype), weights, source)
+    """A GPT -> a Hugging Face directory, with tokenizer, template and rubric of `source`.
+
+    What adapters learnt is in the weights.
+    """
+    weights = merged_weights(model)
+    on_host = ((name, whole(weight).to("cpu", dtype).contiguous()) for name, weight in weights)
+    write_checkpoint(Path(folder), config_to_hf(model.config, dtype), on_host, source)

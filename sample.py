@@ -15,7 +15,6 @@ Shapes: B slots, T tokens, D hidden, V vocabulary, P prompts, N texts for each o
     python sample.py --model runs/toy/M4 "Count up from three to six for Mia."
 """
 
-import copy
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -33,7 +32,10 @@ from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, pick, uniforms
 from core.errors import UserError
 from core.kernels import pack
+from core.lora import merged_weights
+from core.ranks import in_shares, rank
 from core.records import Candidate, Completion, Example, Work
+from core.shards import whole
 from model import GPT, load
 
 READ_AT_ONCE = 4096  # most prompt tokens of one pass
@@ -51,6 +53,7 @@ class Writer:
     model: GPT
     chat: Chat
     work: Work = field(default_factory=Work)
+    group_size: int = 1  # processes that write with this copy together (shards.split)
 
     def take_meter(self) -> str:
         """What was computed since the last call, in words. The meter starts at zero again."""
@@ -79,8 +82,14 @@ def load_writer(folder: str, device: torch.device, dtype: torch.dtype | None = N
 
 
 def writing_copy(model: GPT, chat: Chat, dtype: torch.dtype) -> Writer:
-    """The second form of M_t: a copy of its fp32 weights in `dtype`, to write with."""
-    return Writer(pack(copy.deepcopy(model).to(dtype).eval()), chat)
+    """A copy of a model that is still to be trained, in `dtype`, with what adapters learnt."""
+    with torch.device("meta"):
+        copied = GPT(model.config)
+    plain = merged_weights(model)
+    weights = {name: whole(weight).to(dtype, copy=True) for name, weight in plain}
+    copied.load_state_dict(weights, assign=True)
+    copied.frequencies = model.frequencies
+    return Writer(pack(copied.eval()), chat)
 
 
 # ---- reading prompts ----
@@ -244,6 +253,7 @@ class Slots:
         self.texts = self.texts[live]
 
 
+@in_shares("prompts", "keys")
 @torch.inference_mode()
 def generate(
     writer: Writer,
@@ -266,7 +276,7 @@ def generate(
     try:
         return write_all(writer, prompts, sampling, keys, label=label, on_token=on_token)
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error) or sampling.slots == 1:
+        if not is_out_of_memory(error) or sampling.slots == 1 or writer.group_size > 1:
             raise
     print(f"the memory is full; {sampling.slots // 2} slots now (--slots)", file=sys.stderr)
     fewer = replace(sampling, slots=sampling.slots // 2)
@@ -335,12 +345,14 @@ def check_overflow(finite: Tensor) -> None:
 
 def progress_bar(label: str | None, *items, **options) -> tqdm:
     """A bar, hidden where it has no label; with disable=None also where there is no terminal."""
-    return tqdm(*items, desc=label, leave=False, disable=None if label else True, **options)
+    shown = label and rank() == 0
+    return tqdm(*items, desc=label, leave=False, disable=None if shown else True, **options)
 
 
 # ---- probabilities without sampling ----
 
 
+@in_shares("prompts")
 @torch.inference_mode()
 def next_probs(
     writer: Writer,
@@ -349,14 +361,14 @@ def next_probs(
     *,
     slots: int,
     label: str | None = None,
-) -> Tensor:
-    """p(the next token is w) for each id w of `wanted` after each prompt: (P, wanted) in fp32.
+) -> list[list[float]]:
+    """p(the next token is w) for each id w of `wanted` after each of P prompts: P lists.
 
     A prompt that is too long for the model has zeros.
     """
-    probs = torch.zeros(len(prompts), len(wanted))
     if not prompts:
-        return probs
+        return []
+    probs = torch.zeros(len(prompts), len(wanted))  # in fp32
     writer.work.prompts += len(prompts)
     shared = read_shared_beginning(writer, prompts)
     lengths = [len(prompt) for prompt in prompts]
@@ -369,9 +381,10 @@ def next_probs(
         check_overflow(last.isfinite().all())
         all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
         probs[batch] = all_probs[:, list(wanted)].cpu()
-    return probs
+    return probs.tolist()
 
 
+@in_shares("groups")
 @torch.inference_mode()
 def read_groups(
     writer: Writer, groups: Groups, read: Callable[[Groups], Tensor], label: str | None

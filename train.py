@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +33,15 @@ from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_existing, write_jsonl
+from core.kernels import pack
 from core.likeness import KnownPrompts
+from core.lora import prepare_training, save_adapters, start_adapters
+from core.ranks import join, leave, rank
+from core.recipe import PAPER_DPO_LR, PAPER_SFT_LR, default_rate
 from core.records import Candidate, Example, Pair, by_prompt, most_certain
 from core.run import Run, Say, check_record, other_arithmetic, unnamed, write_record
-from core.start import check_context, check_space
+from core.shards import split
+from core.start import check_start
 from core.verdicts import label_of
 from dpo import Objective, PreferencePair, Recipe, dpo, sft
 from judge import Judging, choose_pair, judge_answers, judge_examples, read_rubric, with_rewards
@@ -55,29 +61,26 @@ from measure.page import write_report
 from measure.table import one_line, text_table, worked_example
 from model import GPT, load, save
 from prompts import new_prompts
-from sample import Writer, load_writer, respond, writing_copy
+from sample import Writer, respond
 from worlds.judge_data import Teacher, make_judge_data
 from worlds.open_world import open_world
 from worlds.world import World
 
-PAPER_WIDTH = 8192  # hidden size of the paper's model
-PAPER_SFT_LR = 5.5e-6
-PAPER_DPO_LR = 1e-6
 
-
-def self_reward(loop: "Loop", base: GPT | None) -> None:
-    """The picture at the top of this file. `base` is M_0, or None where M_1 is there already."""
-    if base is not None:
-        loop.make_first_model(base)  # M_0 -> M_1
+def self_reward(loop: "Loop") -> None:
+    """The picture at the top of this file."""
+    if not loop.run.model_folder(1).exists():
+        loop.make_first_model()  # M_0 -> M_1
     t = loop.run.next_iteration()  # 1, or where a stopped run goes on
     loop.hold_exam(t)  # of M_1, or the one that a stop cut off; exams are for people
     while not loop.is_over(t):
-        model, writer = loop.load_both(t)  # M_t, always from its files
+        writer = loop.load_to_write(t)  # M_t, always from its files
         prompts = loop.ask(writer, t)  # {x_i}
         answers = loop.answer(writer, prompts, t)  # {y_i^1 .. y_i^N}
         scored = loop.judge(writer, answers, t)  # {r_i^1 .. r_i^N}
+        del writer  # one copy of M_t at a time
         selection = loop.select(scored, t)  # {x_i, y_w, y_l}
-        loop.improve(model, selection)  # M_{t+1}; the reference is the frozen M_t
+        loop.improve(selection)  # M_{t+1}; the reference is the frozen M_t
         t += 1
         loop.hold_exam(t)
 
@@ -114,8 +117,10 @@ class Loop:
 
     # ---- M_0 -> M_1 ----
 
-    def make_first_model(self, base: GPT) -> None:
+    def make_first_model(self) -> None:
         """SFT on answers and verdicts. Without seed data M_1 is M_0."""
+        source = self.config.model or SEED
+        base = self.load_to_train(source, 0)
         answers = [self.chat.example(row["prompt"], row["response"]) for row in self.world.ift]
         answers = self.short_enough(base, answers)
         verdicts = self.verdict_examples(base, self.judge_data(base, answers))
@@ -129,7 +134,7 @@ class Loop:
             note = sft_note(log, len(answers), len(verdicts))
         self.run.note(note)
         folder = unnamed(self.run.model_folder(1))
-        save(base, folder, source=self.config.model or SEED)
+        self.save_trained(base, folder, source)
         if self.config.template_arg:
             self.chat.save_template(folder)  # so that all models of the run have it
         files = ["sft.jsonl", "M1"] if answers + verdicts else ["M1"]
@@ -142,7 +147,8 @@ class Loop:
         verdicts that agree with people are kept; or ranks become scores (worlds/judge_data.py).
         """
         judging = replace(self.judging(), how="sampled")  # a teacher writes, whatever --judge says
-        teacher = Teacher(base, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
+        fresh = partial(self.load_to_train, self.config.model or SEED, 0)
+        teacher = Teacher(fresh, self.chat, self.dtype, judging, answers, self.sft_recipe(base))
         run = self.run  # passed on: make_judge_data calls run.keep itself, for "verdicts"
         return run.keep(0, "eft", make_judge_data, run, self.world, self.config, teacher)
 
@@ -155,10 +161,13 @@ class Loop:
 
     # ---- M_t, and its prompts, answers and scores ----
 
-    def load_both(self, t: int) -> tuple[GPT, Writer]:
-        """M_t in its two forms: fp32 weights to train, and a copy laid out for speed to write."""
-        model = load(self.run.model_folder(t), device=self.device)
-        return model, writing_copy(model, self.chat, self.dtype)
+    def load_to_write(self, t: int) -> Writer:
+        """M_t, laid out for speed."""
+        size = self.config.split
+        prepare = partial(split, device=self.device, size=size)
+        folder = self.run.model_folder(t)
+        model = load(folder, device=self.device, dtype=self.dtype, prepare=prepare)
+        return Writer(pack(model), self.chat, group_size=size)
 
     def key(self, stage: str, t: int) -> str:
         """Names the randomness of a stage. Prompt and sample numbers are added to it later."""
@@ -245,6 +254,21 @@ class Loop:
 
     # ---- pairs, and M_{t+1} ----
 
+    def load_to_train(self, folder: str | Path, t: int) -> GPT:
+        """M_t in fp32; with --lora frozen, in the dtype of the arithmetic, under new adapters."""
+        # without weights yet, the model gets its adapters, and is cut over the processes
+        lora = self.config.lora
+        dtype = torch.float32 if lora is None else self.dtype
+        prepare = partial(prepare_training, lora=lora, device=self.device, dtype=self.dtype)
+        model = load(folder, device=self.device, dtype=dtype, prepare=prepare)
+        return start_adapters(model, seed=1000 * t + self.config.seed)
+
+    def save_trained(self, model: GPT, folder: Path, source: str | Path) -> None:
+        """M_{t+1} as a folder like that of M_t, its `source`; and its adapters by themselves."""
+        dtype = torch.float32 if self.config.lora is None else self.dtype
+        save(model, folder, source=source, dtype=dtype)
+        save_adapters(model, folder / "adapter", base=str(source))
+
     def select(self, scored: list[Candidate], t: int) -> Selection:
         """{x_i, y_w, y_l}: the best against the worst. Raises UserError where there is none."""
         groups = by_prompt(scored)
@@ -270,12 +294,14 @@ class Loop:
         self.run.note(note)
         return [pair.row() for pair in pairs]
 
-    def improve(self, model: GPT, selection: Selection) -> None:
+    def improve(self, selection: Selection) -> None:
         """M_t -> M_{t+1}."""
         t = selection.t
+        source = self.run.model_folder(t)
         started = time.time()
+        model = self.load_to_train(source, t)
         log = self.train_on(model, selection)
-        save(model, unnamed(self.run.model_folder(t + 1)), source=self.run.model_folder(t))
+        self.save_trained(model, unnamed(self.run.model_folder(t + 1)), source)
         write_jsonl(unnamed(self.run.folder / f"t{t}/dpo.jsonl"), log)
         self.run.finish(t, "dpo", started, f"M{t + 1}", f"t{t}/dpo.jsonl")
 
@@ -335,20 +361,14 @@ class Loop:
             block=4 if c.judge == "checklist" else 1,
         )
 
-    # Default rates: the paper's times 8192 / width, as narrow models bear more.
-
     def sft_recipe(self, model: GPT) -> Recipe:
         c = self.config
-        lr = c.sft_lr
-        if lr is None:
-            lr = PAPER_SFT_LR * PAPER_WIDTH / model.config.hidden_size
+        lr = c.sft_lr or default_rate(PAPER_SFT_LR, model.config.hidden_size, c.lora)
         return replace(self.recipe(), epochs=c.sft_epochs, lr=lr, lr_end=lr / 5, seed=c.seed)
 
     def dpo_recipe(self, model: GPT, t: int) -> Recipe:
         c = self.config
-        lr = c.dpo_lr
-        if lr is None:
-            lr = PAPER_DPO_LR * PAPER_WIDTH / model.config.hidden_size
+        lr = c.dpo_lr or default_rate(PAPER_DPO_LR, model.config.hidden_size, c.lora)
         seed = 1000 * t + c.seed  # another order of the pairs in each iteration, and for each seed
         return replace(self.recipe(), epochs=c.dpo_epochs, lr=lr, lr_end=lr / 10, seed=seed)
 
@@ -357,11 +377,10 @@ class Loop:
         if t in self.run.examined():
             return
         started = time.time()
-        model, writer = self.load_both(t)
+        writer = self.load_to_write(t)
         answering = replace(self.answering(), n=self.config.exam_n)
         key = f"{self.config.seed} exam"  # without t: every model draws the same numbers
-        # The fp32 model and the recipe are for log-probs only: the KL to the models before.
-        student = Student(model, writer, answering, self.judging(), self.recipe(), key)
+        student = Student(writer, answering, self.judging(), key, self.load_to_write)
         figures = examine(self.run, self.world, student, t)
         self.run.note(one_line(figures))
         if writer.work.too_long:
@@ -386,8 +405,7 @@ class Loop:
 
     def duel(self, t: int) -> list[dict]:
         """M_1 compares the answers of M_t and M_{t-1} to the exam, which nothing learns from."""
-        first = self.run.model_folder(1)
-        judge = load_writer(str(first), self.device, self.dtype)
+        judge = self.load_to_write(1)
         key = f"{self.config.seed} duel"  # without t: equal answers get equal verdicts, and tie
         rows = duel_rows(self.run.folder, t, judge, self.judging(), key)
         wins, losses = wins_and_losses(rows)
@@ -424,18 +442,18 @@ def train(
         device=device,
         dtype=pick_dtype(config.dtype, device),
     )
-    base = None if run.model_folder(1).exists() else load(source, device=device)
-    if base is not None:
-        check_space(run.folder, base, config.iters)
-        rubric_tokens = len(loop.chat.prompt(loop.rubric))
-        check_context(config, base.config.max_position_embeddings, rubric_tokens)
+    if not run.model_folder(1).exists():
+        # It is loaded to be tried: broken weights, memory, disk and context are told now.
+        base = loop.load_to_train(source, 0)
+        check_start(run.folder, config, base, rubric=len(loop.chat.prompt(rubric)))
+        del base  # whoever needs it loads it again: it is large
     # 3) Only now are files written: a mistake in the settings leaves nothing behind.
     run.lock()
     for note in [*loop.world.notes, *other_arithmetic(run.folder, device)]:
         say(note)
     write_record(run.folder, config, variant, device)
     # 4) the loop
-    self_reward(loop, base)
+    self_reward(loop)
     seconds = time.time() - started
     report = run.folder / "report.html"
     say(f"finished in {seconds:.1f} s; files in {run.folder}, the report is {report}\n")
@@ -448,17 +466,20 @@ def train(
 def main(loop_class: type[Loop] = Loop, variant: str | None = None) -> None:
     """The command. experiments/variants.py calls it with a Loop of its own."""
     prepare_machine()
+    join()  # the other processes, under torchrun
     about = "Self-Rewarding Language Models: answer, judge, choose, DPO, and round again."
     command = parse(sys.argv[1:], about)
 
     def say(text: str) -> None:
-        print(printable(text), file=sys.stderr if command.json else sys.stdout, flush=True)
+        if rank() == 0:
+            print(printable(text), file=sys.stderr if command.json else sys.stdout, flush=True)
 
     models = train(command, loop_class, variant, say)
-    if command.json:
+    if not command.json:
+        say(text_table(models))
+    elif rank() == 0:
         print(json.dumps({"run": command.config.run, "models": models}))
-    else:
-        print(text_table(models))
+    leave()
 
 
 if __name__ == "__main__":

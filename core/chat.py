@@ -26,6 +26,7 @@ from torch import Tensor
 
 from core.errors import UserError
 from core.files import read_json, read_whole
+from core.ranks import first_only
 from core.records import Example
 
 # For base models, which have no template of their own.
@@ -115,6 +116,7 @@ class Chat:
         self.tokenizer.encode_special_tokens = False
         return ids
 
+    @first_only
     def save_template(self, folder: Path) -> None:
         """Writes the template, with the variables that it was given, into a checkpoint."""
         (folder / "chat_template.jinja").write_text(self.template_text, encoding="utf-8")

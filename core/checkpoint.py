@@ -10,17 +10,20 @@ Left out on purpose: pickles (nothing is ever unpickled) and quantised weights.
 import json
 import re
 import shutil
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import UserError
 from core.files import read_json, writing
+from core.ranks import first_only, rank
 
+FILE_BYTES = 5_000_000_000  # of one file of weights, at most
 DTYPES = ("F32", "BF16", "F16", "F64")
 COMPUTED = re.compile(r"rotary_emb\.inv_freq$")  # old files store what follows from config.json
 # These files go from a model to the model that is trained from it.
@@ -38,27 +41,32 @@ class Stored(NamedTuple):
     dtype: str
 
 
-def read_weights(folder: Path, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """The tensors of `shapes`, by their names in model.GPT. Raises UserError where one is amiss."""
+def read_weights(folder: Path, shapes: dict[str, torch.Size]) -> Iterator[tuple[str, Tensor]]:
+    """(name in model.GPT, tensor) for all of `shapes`. Raises UserError where one is amiss.
+
+    They come one by one, so that nobody need hold more than one beside the model.
+    """
     stored = read_headers(folder)
     check_stored(folder, stored, shapes)
-    tensors = {}
-    for file in sorted({tensor.file for tensor in stored.values()}):
-        tensors |= load_file(file)
-    weights = {}
-    for name in shapes:
-        weights[name] = tensors[stored[name].name]
-        if not bool(torch.isfinite(weights[name]).all()):
-            raise UserError(f"{folder}: {name} holds numbers that are not finite.")
     # A head that is tied to the embeddings may be stored all the same. Then it must be the same.
     if "lm_head.weight" in stored.keys() - shapes.keys():
-        head = tensors[stored["lm_head.weight"].name]
-        if not torch.equal(head, weights["embed_tokens.weight"]):
+        embeddings = read_tensor(stored["embed_tokens.weight"])
+        if not torch.equal(read_tensor(stored["lm_head.weight"]), embeddings):
             raise UserError(
                 f"{folder}: lm_head.weight differs from the embeddings, but config.json says that "
                 f"they are one (tie_word_embeddings)."
             )
-    return weights
+    for name in shapes:
+        tensor = read_tensor(stored[name])
+        if not bool(torch.isfinite(tensor).all()):
+            raise UserError(f"{folder}: {name} holds numbers that are not finite.")
+        yield name, tensor
+
+
+def read_tensor(tensor: Stored) -> Tensor:
+    """One tensor. The file is closed again, so that what was read of it takes no memory."""
+    with safe_open(tensor.file, "pt") as file:
+        return file.get_tensor(tensor.name)
 
 
 def check_stored(folder: Path, stored: dict[str, Stored], shapes: dict[str, torch.Size]) -> None:
@@ -120,22 +128,72 @@ def inside(folder: Path, name: str) -> Path:
 
 
 def write_checkpoint(
-    folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
+    folder: Path, config: dict, tensors: Iterable[tuple[str, Tensor]], source: str | Path | None
 ) -> None:
-    """Writes a Hugging Face directory, whole or not at all. `tensors` are named as in model.GPT."""
-    with writing(folder):
-        write_folder(folder, config, tensors, source)
+    """Writes a Hugging Face directory, whole or not at all.
 
-
-def write_folder(
-    folder: Path, config: dict, tensors: dict[str, Tensor], source: str | Path | None
-) -> None:
-    """The work of write_checkpoint. Errors of the disk pass through."""
+    `tensors` are named as in model.GPT. They come one by one, and no more than a file of them is
+    held. With several processes, all make the tensors, and the first one writes.
+    """
     temporary = Path(f"{folder}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    named = {n if n.startswith("lm_head") else f"model.{n}": x for n, x in tensors.items()}
-    save_file(named, temporary / "model.safetensors", metadata={"format": "pt"})
+    with writing(folder):
+        clear_folder(temporary)
+        write_weights(temporary, tensors)
+        complete_folder(folder, temporary, config, source)
+
+
+@first_only
+def clear_folder(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+def write_weights(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """model.safetensors; or, of a large model, several files and their index."""
+    sizes: list[int] = []  # bytes of each file
+    places = {}  # name of a tensor -> number of its file
+    held: dict[str, Tensor] = {}
+    for name, tensor in tensors:
+        if held and sizes[-1] + tensor.nbytes > FILE_BYTES:
+            write_file(folder, held, len(sizes))
+            held = {}
+        if not held:
+            sizes.append(0)
+        sizes[-1] += tensor.nbytes
+        stored_name = name if name.startswith("lm_head") else f"model.{name}"
+        places[stored_name] = len(sizes)
+        held[stored_name] = tensor if rank() == 0 else tensor.new_empty(0)
+    write_file(folder, held, len(sizes))
+    name_files(folder, places, sizes)
+
+
+def file_name(number: int, files: int) -> str:
+    """As Hugging Face names it."""
+    return f"model-{number:05}-of-{files:05}.safetensors" if files > 1 else "model.safetensors"
+
+
+@first_only
+def write_file(folder: Path, tensors: dict[str, Tensor], number: int) -> None:
+    """One file, under a name that does not say yet how many there will be."""
+    save_file(tensors, folder / file_name(number, 99_999), metadata={"format": "pt"})
+
+
+@first_only
+def name_files(folder: Path, places: dict[str, int], sizes: list[int]) -> None:
+    """Gives the files their names, and writes the index where there are several."""
+    files = len(sizes)
+    for number in range(1, files + 1):
+        unnamed = folder / file_name(number, 99_999)
+        unnamed.rename(folder / file_name(number, files))
+    if files > 1:
+        weight_map = {name: file_name(number, files) for name, number in places.items()}
+        index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+@first_only
+def complete_folder(folder: Path, temporary: Path, config: dict, source: str | Path | None) -> None:
+    """Whatever is not weights; then the folder gets its name."""
     (temporary / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     for name in COPIED if source else ():
         if (Path(source) / name).exists():
@@ -143,7 +201,9 @@ def write_folder(
     if not folder.exists():
         temporary.rename(folder)
         return
-    # Whatever else lies in an existing folder is not ours to delete.
+    # Of an existing folder only the weights are replaced. Whatever else is there is not ours.
+    for old in folder.glob("model*.safetensors*"):
+        old.unlink()
     for file in temporary.iterdir():
         file.replace(folder / file.name)
     temporary.rmdir()

@@ -7,15 +7,18 @@ or where the machine has no room. Left out on purpose: torch, so that small comm
 import argparse
 import contextlib
 import io
+import os
 import re
 import shlex
 import sys
+import time
 from collections.abc import Callable
 
 from core.errors import UserError
 
 # What a terminal would obey: control characters, and those that turn the direction of writing.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+WAIT_FOR_FIRST = 5.0  # seconds
 # What torch says where memory is full: CUDA, and its two allocators of a CPU.
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -49,6 +52,9 @@ def run_command(main: Callable[[], None]) -> None:
 
 def fail(sentence: str) -> None:
     """Prints the one sentence of an error, and ends the command."""
+    if os.environ.get("RANK", "0") != "0":
+        # The first process may have the same error. It speaks, and torchrun ends this one.
+        time.sleep(WAIT_FOR_FIRST)
     print(f"error: {printable(sentence)}", file=sys.stderr)
     sys.exit(2)
 

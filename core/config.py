@@ -25,6 +25,7 @@ COUNT = (1, 1_000_000)
 AMOUNT = (0, 1_000_000)
 TIMES = (1, 1000)
 SHARE = (0.01, 1)
+LORA_RATE = 10  # adapters learn at so many times the rate of weights (docs/scale.md)
 WARMTH = (0, 100)  # of temperatures
 RATE = (1e-12, 1)
 
@@ -130,9 +131,15 @@ class Config:
     # They change speed and memory. They do not change the method.
     slots: int = setting(128, "texts that are written side by side", toy=1024, within=COUNT)
     tokens: int = setting(1024, "tokens of one pass in training", toy=2048, within=COUNT)
+    lora: int | None = setting(
+        None, "rank of adapters; they learn, not the weights (docs/scale.md)", within=TIMES
+    )
+    split: int = setting(1, "processes that write with one copy of M_t together", within=(1, 64))
     recompute: bool = setting(False, "keep less in training; a quarter slower")
     device: str = setting("auto", "auto, cpu, cuda or mps")
-    dtype: str = setting("auto", "arithmetic: auto, fp32, bf16; weights stay fp32", toy="fp32")
+    dtype: str = setting(
+        "auto", "arithmetic: auto, fp32, bf16; weights that learn stay fp32", toy="fp32"
+    )
 
     def __post_init__(self):
         for f in fields(self):
@@ -198,6 +205,10 @@ def parse(arguments: Sequence[str], description: str) -> CommandLine:
         if toy:
             raise UserError("--world checked is for real models (--model DIR); the toy is a world.")
         defaults = settings_of("checked")
+    if chosen.get("lora") is not None:
+        for name in ("sft_lr", "dpo_lr"):
+            rate = defaults.get(name)
+            defaults[name] = None if rate is None else LORA_RATE * rate
     config = Config(**(defaults | chosen))
     if toy and (config.ranked or config.oasst):
         raise UserError(

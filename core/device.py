@@ -5,6 +5,7 @@ In: names from the command line.  Out: torch devices and dtypes.
 
 import contextlib
 import ctypes
+import os
 import shutil
 from pathlib import Path
 
@@ -27,11 +28,14 @@ def pick_device(name: str) -> torch.device:
     if torch.cuda.is_available():
         available.insert(0, "cuda")
     if name == "auto":
-        return torch.device(available[0])
+        name = available[0]
     if name.split(":")[0] not in available:
         raise UserError(
             f"device {name!r} is not available here; use one of auto, {', '.join(available)}."
         )
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # torchrun: a GPU for each process
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(name)
     return torch.device(name)
 
 
@@ -60,13 +64,35 @@ def free_memory(device: torch.device) -> int | None:
     """Bytes that a program could still take there; None where nobody says it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    return entry_of("/proc/meminfo", "MemAvailable")
+
+
+def take_peak() -> int | None:
+    """The most bytes held at once since the last call; None where nobody says it.
+
+    Of a GPU what tensors took, else what the process took.
+    """
+    if torch.cuda.is_initialized():
+        peak = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        return peak
+    peak = entry_of("/proc/self/status", "VmHWM")
+    # what was freed is given back, else the next stage would show it
+    glibc_call("malloc_trim", 0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    return peak
+
+
+def entry_of(path: str, wanted: str) -> int | None:
+    """Bytes, from a file of lines "name: number kB"; None where there is none."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path(path).read_text().splitlines()
     except OSError:  # no Linux
         return None
     for line in lines:
         name, _, rest = line.partition(":")
-        if name == "MemAvailable":
+        if name == wanted:
             return 1024 * int(rest.split()[0])
     return None
 
@@ -112,7 +138,11 @@ def keep_memory() -> None:
     Else each large tensor is new memory, and the first touch of it costs a third of a training
     step.
     """
+    glibc_call("mallopt", M_MMAP_THRESHOLD, 1 << 30)  # tensors below 1 GB come from the heap
+    glibc_call("mallopt", M_TRIM_THRESHOLD, (1 << 31) - 1)  # and the heap is not given back
+
+
+def glibc_call(name: str, *numbers: int) -> None:
+    """Calls a function of the C library, where it has one of this name."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)  # tensors below 1 GB come from the heap
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)  # and the heap is not given back
+        getattr(ctypes.CDLL(None), name)(*numbers)

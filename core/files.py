@@ -18,6 +18,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from core.errors import UserError
+from core.ranks import first_only
 
 
 def is_text(value: object) -> bool:
@@ -155,6 +156,7 @@ def read_json(path: Path) -> dict:
     return value
 
 
+@first_only
 def write_whole(path: Path, text: str) -> None:
     """Writes under a temporary name and renames: a file that is there is complete.
 

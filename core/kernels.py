@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from core.cache import Memory
 
@@ -57,11 +58,13 @@ class RMSNormKernel(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         x, weight, scale = ctx.saved_tensors
         wide = x.to(scale.dtype)
         grad = grad.to(scale.dtype)
-        to_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0)
+        to_weight = None
+        if ctx.needs_input_grad[1]:
+            to_weight = (grad * wide).mul_(scale).flatten(0, -2).sum(0)
         # The norm divides the length of x out.
         # So a change along x itself changes nothing, and is taken out of the gradient.
         inner = grad * weight
@@ -103,10 +106,10 @@ class PickedLogps(torch.autograd.Function):
         return torch.cat(picked)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         hidden, weight, targets, norms = ctx.saved_tensors
         to_hidden = torch.empty_like(hidden)
-        to_weight = torch.zeros_like(weight)
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for h, target, norm, g, out in chunks(weight, hidden, targets, norms, grad, to_hidden):
             # 1) softmax of the chunk, once more
             logits = (h @ weight.T).float()  # (C,V)
@@ -117,7 +120,8 @@ class PickedLogps(torch.autograd.Function):
             d = d.to(h.dtype)
             # 3) through the product
             torch.mm(d, weight, out=out)
-            to_weight.addmm_(d.T, h)
+            if to_weight is not None:
+                to_weight.addmm_(d.T, h)
         return to_hidden, to_weight, None
 
 
@@ -158,7 +162,8 @@ def pack(model: nn.Module) -> nn.Module:
         model.lm_head.weight = model.embed_tokens.weight
     head = model.lm_head.weight
     for layer in model.modules():
-        if isinstance(layer, Linear):
+        # a layer that is split over processes stays as it is
+        if isinstance(layer, Linear) and not isinstance(layer.weight, DTensor):
             try_to_pack(layer)
     model.lm_head.weight = head  # kept for GPT.head; the others are not needed twice
     return model

@@ -46,7 +46,7 @@ class Progress:
         if story.get("steps") != str(steps):
             return []
         with torch.no_grad():
-            for name, weight in model.named_parameters():
+            for name, weight in trained_weights(model).items():
                 weight.copy_(tensors[f"weight {name}"])
         for number, optimizer in enumerate(optimizers):
             restore_optimizer(optimizer, f"state {number} ", tensors)
@@ -65,7 +65,7 @@ class Progress:
         tensors = {"random": torch.get_rng_state()}
         if torch.cuda.is_available():
             tensors["random cuda"] = torch.cuda.get_rng_state()
-        for name, weight in model.named_parameters():
+        for name, weight in trained_weights(model).items():
             tensors[f"weight {name}"] = weight.detach()
         for number, optimizer in enumerate(optimizers):
             tensors |= state_of(optimizer, f"state {number} ")
@@ -78,6 +78,11 @@ class Progress:
             unfinished.replace(self.path)
         self.written = time.monotonic()
         self.cost = self.written - started
+
+
+def trained_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights that a training changes: all, or those of adapters."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def parameters(optimizer: Optimizer) -> list[Tensor]:

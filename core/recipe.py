@@ -10,6 +10,12 @@ from itertools import pairwise
 
 import torch
 
+from core.config import LORA_RATE
+
+PAPER_WIDTH = 8192  # hidden size of the paper's model
+PAPER_SFT_LR = 5.5e-6
+PAPER_DPO_LR = 1e-6
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -56,3 +62,9 @@ def rate(step: int, steps: int, recipe: Recipe) -> float:
         return (step + 1) / rise
     end = recipe.lr_end / recipe.lr
     return 1 - (1 - end) * (step + 1 - rise) / max(1, steps - rise)
+
+
+def default_rate(of_paper: float, width: int, lora: int | None) -> float:
+    """The paper's learning rate times 8192 / width: narrow models bear more, and so do adapters."""
+    times = 1 if lora is None else LORA_RATE
+    return times * of_paper * PAPER_WIDTH / width

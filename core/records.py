@@ -7,7 +7,7 @@ that the model drew. It is never decoded and tokenised again on its way to DPO.
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, zip_longest
 from typing import NamedTuple
 
 
@@ -116,11 +116,15 @@ class Work:
     steps: int = 0  # decode steps times slots
     written: int = 0  # new tokens
     too_long: list[str] = field(default_factory=list)  # prompts without room, in words
+    seconds: list[float] = field(default_factory=list)  # of each process
 
     def add(self, other: "Work") -> None:
         """Counts what another one counted."""
+        both = zip_longest(self.seconds, other.seconds, fillvalue=0.0)
+        seconds = [sum(pair) for pair in both]
         for name, value in vars(other).items():
             setattr(self, name, getattr(self, name) + value)
+        self.seconds = seconds
 
     def summary(self) -> str:
         """In words. Thrown away: pads, and the steps of slots that wrote nothing."""
@@ -130,6 +134,9 @@ class Work:
         wasted = self.pads + self.steps - self.written
         computed = self.read + self.pads + self.steps
         text += f", {wasted / max(1, computed):.0%} thrown away"
+        if len(self.seconds) > 1:
+            times = ", ".join(f"{seconds:.1f}" for seconds in self.seconds)
+            text += f", processes took {times} s"
         if self.too_long:
             text += f"; {len(self.too_long)} left out as too long: {'; '.join(self.too_long[:3])}"
         return text

@@ -29,9 +29,11 @@ except ImportError:  # Windows has no such locks
     fcntl = None
 
 from core.config import Config, flag
+from core.device import take_peak
 from core.errors import UserError
 from core.files import read_existing, read_json, read_jsonl, write_jsonl, write_whole
 from core.progress import Progress
+from core.ranks import count, exchange, first_only
 from core.records import Work
 
 Say = Callable[[str], None]
@@ -46,8 +48,8 @@ class HasWork(Protocol):
 PARTS = "parts"  # the folder of what a stage has made so far
 PART = 400_000  # tokens that a part may take: some minutes of a small model on a CPU
 TRAINING = "t{}/training.safetensors"  # where the training of M_{t+1} stands; gone when it is there
-# These settings may change when a run goes on. The last four change no more than rounding.
-MAY_CHANGE = {"iters", "keep_best", "device", "slots", "tokens", "recompute"}
+# These settings may change when a run goes on. All but the first two change only the rounding.
+MAY_CHANGE = {"iters", "keep_best", "device", "slots", "tokens", "recompute", "split"}
 INPUTS = ("ift", "oasst", "eft", "ranked", "prompts", "rubric")  # settings that name a file
 
 
@@ -150,15 +152,26 @@ class Run:
         seconds = time.time() - started
         told = " | ".join(self.notes)
         self.notes.clear()
-        self.say(f"M{t} | {stage:<9} | {told} | {seconds:.1f} s")
+        took = f"{seconds:.1f} s"
+        peaks = [peak for peak in exchange(take_peak()) if peak is not None]
+        peak = max(peaks, default=None)  # of the process that took most
+        if peak is not None:
+            took += f", {peak / 2**30:.2f} GB"
+        self.say(f"M{t} | {stage:<9} | {told} | {took}")
         files = {}
         for name in names:
             if unnamed(self.folder / name).is_file():
                 files[name] = checksum(unnamed(self.folder / name))
-        line = {"t": t, "stage": stage, "seconds": round(seconds, 3), "told": told, "files": files}
+        line = {"t": t, "stage": stage, "seconds": round(seconds, 3), "peak_bytes": peak}
+        line |= {"told": told, "files": files}
         # a stage that is made again takes the place of its line
         lines = [row for row in self.lines() if (row["t"], row["stage"]) != (t, stage)]
         write_jsonl(self.folder / "log.jsonl", [*lines, line])
+        self.give_names(names)
+
+    @first_only
+    def give_names(self, names: Sequence[str]) -> None:
+        """The last act of a stage: its files and folders are complete."""
         for name in names:
             path = self.folder / name
             if path.is_dir():  # a model whose step was not complete
@@ -168,9 +181,9 @@ class Run:
         shutil.rmtree(self.folder / PARTS, ignore_errors=True)
         self.forget_trainings()
 
-    def training(self, t: int) -> Progress:
-        """Where the training of M_{t+1} stands."""
-        return Progress(self.folder / TRAINING.format(t))
+    def training(self, t: int) -> Progress | None:
+        """Where the training of M_{t+1} stands. Several processes begin a training anew."""
+        return Progress(self.folder / TRAINING.format(t)) if count() == 1 else None
 
     def forget_trainings(self) -> None:
         """Removes what a training kept of itself, once its model is complete."""
@@ -185,6 +198,7 @@ class Run:
 
     # ---- one process at a time ----
 
+    @first_only
     def lock(self) -> None:
         """Raises UserError where another process writes here. The lock of a dead one is free.
 
@@ -267,8 +281,9 @@ def write_record(folder: Path, config: Config, variant: str | None, device: torc
         "inputs": inputs,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "device": str(device),
+        "device": device.type,
         "threads": torch.get_num_threads(),
+        "processes": count(),
         "machine": platform.machine(),
         "commit": current_commit(),
     }
@@ -278,7 +293,8 @@ def write_record(folder: Path, config: Config, variant: str | None, device: torc
 def other_arithmetic(folder: Path, device: torch.device) -> list[str]:
     """A sentence where the machine is not as it was at the start, so that rounding differs."""
     record = read_json(folder / "config.json")
-    now = {"torch": torch.__version__, "device": str(device), "threads": torch.get_num_threads()}
+    now = {"torch": torch.__version__, "device": device.type, "threads": torch.get_num_threads()}
+    now["processes"] = count()
     changes = []
     for name, value in now.items():
         if record.get(name, value) != value:

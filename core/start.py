@@ -11,12 +11,22 @@ from torch import nn
 from core.config import Config
 from core.device import check_disk, check_memory
 from core.errors import UserError
+from core.progress import trained_weights
+from core.shards import check_split, held
+
+
+def check_start(folder: Path, config: Config, base: nn.Module, *, rubric: int) -> None:
+    """All checks of a run in `folder`. `rubric` is what the judge reads around an answer."""
+    check_space(folder, base, config.iters)
+    check_context(config, base.config.max_position_embeddings, rubric)
+    check_split(base.config, config.split)
 
 
 def check_space(folder: Path, base: nn.Module, iters: int) -> None:
     """Raises UserError where a run would die of memory in training, or of a full disk at M_t."""
-    weights = sum(weight.nbytes for weight in base.parameters())  # fp32
-    moments_and_gradient = 3 * weights
+    weights = sum(weight.nbytes for weight in base.parameters())
+    trained = sum(held(weight).nbytes for weight in trained_weights(base).values())  # fp32
+    moments_and_gradient = 3 * trained
     device = next(base.parameters()).device
     check_memory(moments_and_gradient, device, "training this model")
     check_disk(folder, (iters + 1) * weights)

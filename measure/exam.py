@@ -6,23 +6,20 @@ training does not. A figure is None where a run knows no truth, and where M_1 ha
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import pvariance
 
-from core.chat import Chat
 from core.draw import Sampling
 from core.files import read_existing, write_jsonl
 from core.rankings import agreement, alike_accuracy, judge_figures, text_lengths
 from core.records import Example
 from core.run import Run, unnamed
 from core.statistics import mean
-from dpo import Recipe, reference_logps
-from judge import Judging, judge_answers, judge_ranked, with_rewards
+from judge import Judging, judge_answers, judge_ranked, response_logps, with_rewards
 from measure.truth import judge_of_own, pair_truths, share_by_kind, true_score, versus
-from model import GPT, load
 from sample import Writer, respond
 from worlds.world import Exam, World
 
@@ -34,14 +31,13 @@ Rewards = list[list[float | None]]  # of the ranked answers, group by group
 
 @dataclass(frozen=True)
 class Student:
-    """A model in the exam: M_t twice, and how it works there."""
+    """A model in the exam: M_t as it writes in the stages, and how it works there."""
 
-    model: GPT  # fp32 weights, for log-probabilities
-    writer: Writer  # the same weights as the stages write with them
+    writer: Writer
     answering: Sampling  # how often, and how, it answers each prompt
     judging: Judging
-    recipe: Recipe  # the arithmetic of log-probabilities; nothing is trained here
     key: str  # names the randomness, for example "0 exam"
+    load: Callable[[int], Writer]  # t -> M_t as it writes
 
 
 def examine(run: Run, world: World, student: Student, t: int) -> dict:
@@ -160,7 +156,7 @@ def progress(
     previous_rewards = read_existing(folder / f"exam/rewards-M{t - 1}.jsonl")
     figures["agreement"] = agreement(rewards, [row["rewards"] for row in previous_rewards])
 
-    figures |= divergences(folder, t, student, answers)
+    figures |= divergences(t, student, answers)
     dpo_end = ending(read_existing(folder / f"t{t - 1}/dpo.jsonl"))
     return figures | {name: dpo_end.get(name) for name in DPO_FIGURES}
 
@@ -174,21 +170,19 @@ def ending(log: Sequence[dict]) -> dict:
     return ends
 
 
-def divergences(folder: Path, t: int, student: Student, answers: Sequence[dict]) -> dict:
+def divergences(t: int, student: Student, answers: Sequence[dict]) -> dict:
     """KL of M_t from the model before it and from M_1, estimated on the answers; None for M_1."""
     kl = {}
     others = {t - 1, 1} if t > 1 else set()  # one model where M_t is M_2
     for s in others:
-        other = load(folder / f"M{s}", device=student.model.device)
-        kl[s] = divergence(student.model, other, student.writer.chat, answers, student.recipe)
+        other = student.load(s)
+        kl[s] = divergence(student.writer, other, answers)
         del other  # only one of them is in memory at a time
     return {"kl_prev": kl.get(t - 1), "kl_first": kl.get(1)}
 
 
-def divergence(
-    model: GPT, other: GPT, chat: Chat, answers: Sequence[dict], recipe: Recipe
-) -> float | None:
-    """KL(model || other) in nats an answer: an estimate from answers that `model` wrote.
+def divergence(writer: Writer, other: Writer, answers: Sequence[dict]) -> float | None:
+    """KL(writer || other) in nats an answer: an estimate from answers that `writer` wrote.
 
     The mean of log p(y) - log p_other(y) over `answers`, rows of exam/M{t}.jsonl, the first to each
     prompt; None where there are none. The estimate is unbiased for answers drawn at temperature 1
@@ -197,7 +191,9 @@ def divergence(
     if not answers:
         return None
     first = [answer for answer in answers if answer["sample"] == 0]
-    rows = [[Example(chat.prompt(answer["prompt"]), answer["tokens"])] for answer in first]
-    logps = reference_logps(model, rows, recipe)  # (answers, 1)
-    other_logps = reference_logps(other, rows, recipe)  # (answers, 1)
+    prompt = writer.chat.prompt
+    examples = [Example(prompt(answer["prompt"]), answer["tokens"]) for answer in first]
+    logps = response_logps(writer, examples, "log-probs")  # (answers,)
+    # the same answers, as the other model would have written them
+    other_logps = response_logps(other, examples, "log-probs")  # (answers,)
     return float((logps - other_logps).mean())

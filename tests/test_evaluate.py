@@ -25,7 +25,6 @@ from core.draw import Sampling
 from core.files import read_jsonl
 from core.records import Candidate
 from core.statistics import mean
-from dpo import Recipe
 from evaluate import COMPARE, by_score, head_to_head, preferred
 from judge import Judging
 from measure import exam as exam_module
@@ -84,13 +83,14 @@ def test_divergence(model, chat):
 
     expected = mean([logp(model, a) - logp(other, a) for a in answers])
     assert abs(expected) > 0.1
-    found = divergence(model, other, chat, answers, Recipe())
+    writer, before = Writer(model, chat), Writer(other, chat)
+    found = divergence(writer, before, answers)
     assert found == pytest.approx(expected, abs=1e-3)
     more = [*answers, {"prompt": "Why?", "sample": 1, "tokens": [90, 91, 1]}]
-    first_samples = divergence(model, other, chat, more, Recipe())
+    first_samples = divergence(writer, before, more)
     assert first_samples == found, "of several answers to a prompt, the first"
-    assert divergence(model, model, chat, answers, Recipe()) == 0
-    assert divergence(model, other, chat, [], Recipe()) is None
+    assert divergence(writer, writer, answers) == 0
+    assert divergence(writer, before, []) is None
 
 
 @torch.no_grad()
@@ -103,11 +103,11 @@ def test_divergence_is_that_of_the_distributions(chat):
     ids = torch.tensor([chat.prompt("Why?")])
     p, q = (m.logits(m(ids))[0, -1].log_softmax(-1) for m in (model, other))
     exact = float((p.exp() * (p - q)).sum())
-    candidates = respond(Writer(model, chat), ["Why?"], Sampling(1, n=3000), key="kl", label=None)
+    candidates = respond(Writer(model, chat), ["Why?"], Sampling(1, n=1000), key="kl", label=None)
     answers = [{"prompt": c.prompt, "sample": 0, "tokens": c.tokens} for c in candidates]
     assert exact > 0.1
-    found = divergence(model, other, chat, answers, Recipe())
-    assert found == pytest.approx(exact, abs=0.05)
+    found = divergence(Writer(model, chat), Writer(other, chat), answers)
+    assert found == pytest.approx(exact, abs=0.1)
 
 
 def test_distinct():
@@ -140,12 +140,11 @@ def test_variance_of_the_votes(chat, monkeypatch):
     monkeypatch.setattr(exam_module, "judge_ranked", lambda *a, **k: ([], []))
     ends = flat_gpt({65: 0.5, 1: 0.5})
     student = Student(
-        model=ends,
         writer=Writer(ends, chat),
         answering=Sampling(64),
         judging=Judging("", Sampling(4, n=3)),
-        recipe=Recipe(),
         key="x",
+        load=None,
     )
     figures, answers, rewards = measure(student, Exam(["a", "b", "c"], []))
     assert figures["verdict_variance"] == pytest.approx(1.0)
@@ -185,14 +184,14 @@ def test_both_orders_are_asked(chat, monkeypatch):
     """
     questions = []
 
-    def likes_good(judge, prompts, wanted, **_) -> torch.Tensor:
+    def likes_good(judge, prompts, wanted, **_) -> list[list[float]]:
         """The judge prefers what says "good"; of two such, the first place."""
         questions.extend(map(chat.decode, prompts))
         probs = []
         for text in questions:
             first = "good" not in text or text.index("good") < text.index("Answer B")
             probs.append([0.6, 0.4] if first else [0.4, 0.6])
-        return torch.tensor(probs)
+        return probs
 
     monkeypatch.setattr(evaluate_module, "next_probs", likes_good)
     ours = side("good x", "bad {}", "so so", "good y")

@@ -327,7 +327,7 @@ def test_probabilities_after_a_long_prompt(chat):
     """Guards against: positions past the end of RoPE, read as if they meant something."""
     writer = Writer(tiny_gpt(max_position_embeddings=32), chat)
     probs = next_probs(writer, [[7] * 32, [7] * 33, [8] * 5], [1, 2], slots=4)
-    assert (probs[1] == 0).all() and (probs[[0, 2]] > 0).all()
+    assert probs[1] == [0, 0] and min(probs[0] + probs[2]) > 0
     assert "1 left out as too long" in writer.take_meter()
 
 
@@ -362,9 +362,9 @@ def test_next_probs_equal_a_plain_forward_pass(model, chat, prefix, slots):
     """
     prompts, wanted = ragged(9, prefix=prefix), [259, 5, 7]
     found = next_probs(Writer(model, chat), prompts, wanted, slots=slots)
-    assert len({len(p) for p in prompts}) > 5 and found.dtype == torch.float32
+    assert len({len(p) for p in prompts}) > 5
     expected = torch.stack([plain_probs(model, p)[wanted] for p in prompts])
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(torch.tensor(found), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_next_probs_of_short_and_equal_prompts(model, chat):
@@ -381,9 +381,9 @@ def test_next_probs_of_short_and_equal_prompts(model, chat):
         [[9, 10]],
     ):
         expected = torch.stack([plain_probs(model, p)[[3, 4]] for p in prompts])
-        found = next_probs(writer, prompts, [3, 4], slots=2)
+        found = torch.tensor(next_probs(writer, prompts, [3, 4], slots=2))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert next_probs(writer, [], [3, 4], slots=2).shape == (0, 2)
+    assert next_probs(writer, [], [3, 4], slots=2) == []
 
 
 # ---- distributions ----

@@ -217,11 +217,11 @@ def test_the_picture_is_an_evening():
 
     Together they stood at 2,005 before texts that are too long were left out aloud, final scores
     were told from others, stages were logged before their files got their names, and an overflow
-    ended in a sentence.
+    ended in a sentence; at 2,205 before adapters, shards and the shares of several processes.
     """
     lines = {name: lines_of(MODULES[name]) for name in PICTURE}
     assert max(lines.values()) <= 490, lines
-    assert sum(lines.values()) <= 2220, lines
+    assert sum(lines.values()) <= 2265, lines
 
 
 def test_the_whole_tree():
@@ -230,9 +230,10 @@ def test_the_whole_tree():
     The goal was 5,300; docs/log.md says what bounds it. It stood at 6,582 when IFEval moved in, and
     at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment. It
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
-    --keep-best, the attacks on the judge and what a loop costs elsewhere.
+    --keep-best, the attacks on the judge and what a loop costs elsewhere. Adapters, several
+    processes and models in several files came at 10,850.
     """
-    assert sum(map(lines_of, FILES)) <= 10_900
+    assert sum(map(lines_of, FILES)) <= 11_550
 
 
 def test_readme_is_short():

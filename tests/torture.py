@@ -62,7 +62,9 @@ def results(run: Path) -> dict[str, object]:
 
 
 def without_times(row: dict) -> dict:
-    kept = {key: value for key, value in row.items() if key not in ("seconds", "files")}
+    kept = {
+        key: value for key, value in row.items() if key not in ("seconds", "peak_bytes", "files")
+    }
     if "told" in kept:  # the exam tells how long the iteration took
         kept["told"] = kept["told"].split(", seconds")[0]
     return kept

@@ -7,8 +7,7 @@ that follow from the ranks, for a model too small to write a verdict.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
-from copy import deepcopy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -28,9 +27,12 @@ from worlds.world import World
 
 @dataclass(frozen=True)
 class Teacher:
-    """M_0, and what it needs to judge the answers that people ranked."""
+    """M_0, and what it needs to judge the answers that people ranked.
 
-    base: GPT
+    It is loaded for each use, as a model that was trained is no longer M_0.
+    """
+
+    fresh: Callable[[], GPT]  # M_0, ready to be trained
     chat: Chat
     dtype: torch.dtype  # of the arithmetic
     judging: Judging  # by written verdicts
@@ -43,7 +45,7 @@ class Teacher:
 
     def learn_and_judge(self, run: Run, groups: Sequence[dict], key: str) -> list[dict]:
         """The paper's way: M_0 after SFT on answers judges what people ranked."""
-        model = deepcopy(self.base)
+        model = self.fresh()
         if self.answers:
             sft(model, self.answers, self.recipe, name="sft on answers")
         run.note(f"by M0 after SFT on answers, on {len(groups)} groups that people ranked")
@@ -82,7 +84,7 @@ def judge_data_style(groups: Sequence[dict], config: Config, teacher: Teacher) -
         return config.eft_style, f"--eft-style {config.eft_style}"
     if config.judge == "expected":
         return "score", "score lines, as --judge expected reads nothing else"
-    verdicts = teacher.judge(teacher.base, groups[:2], f"{config.seed} readable")
+    verdicts = teacher.judge(teacher.fresh(), groups[:2], f"{config.seed} readable")
     share = mean(verdict["score"] is not None for verdict in verdicts)
     reason = f"as {share:.0%} of {len(verdicts)} verdicts by M0 can be read"
     if share >= 0.5:

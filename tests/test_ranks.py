@@ -1,0 +1,240 @@
+"""core/ranks.py and core/shards.py: several processes under torchrun do what one does."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, TINY, forget
+
+from core.files import read_jsonl
+from core.ranks import deal, in_shares, tokens_in
+from core.records import Work
+from model import load
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
+TEXTS = ("prompts", "responses", "verdicts", "pairs")
+
+
+def torchrun(processes: int, folder: Path, *words: str) -> subprocess.Popen:
+    """`torchrun --nproc-per-node N train.py ...` in a folder."""
+    return subprocess.Popen(
+        [*LAUNCH, str(processes), "--", str(ROOT / "train.py"), *words],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=QUIET,
+    )
+
+
+def texts_of(run: Path) -> dict[str, list[dict]]:
+    return {name: read_jsonl(run / f"t1/{name}.jsonl") for name in TEXTS}
+
+
+def distance(one: Path, other: Path) -> float:
+    """The largest difference of two models' weights."""
+    a, b = load(one), load(other)
+    pairs = zip(a.parameters(), b.parameters(), strict=True)
+    return max(float((x - y).detach().abs().max()) for x, y in pairs)
+
+
+# ---- one process plays several ----
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 7])
+def test_deal(shares):
+    """Every item goes somewhere, once; and shares cost alike, not count alike."""
+    costs = [100, 1, 1, 1, 50, 50, 1, 1]
+    dealt = deal(costs, shares)
+    assert len(dealt) == shares and sorted(i for share in dealt for i in share) == list(range(8))
+    totals = [sum(costs[i] for i in share) for share in dealt]
+    if shares == 2:
+        assert max(totals) - min(totals) <= 3
+    assert deal([5, 5, 5, 5], 2) == [[0, 2], [1, 3]]
+    assert deal([], 2) == [[], []]
+
+
+def test_tokens_in():
+    assert tokens_in([1, 2, 3]) == 3
+    assert tokens_in([([1, 2], [3]), ([4], [])]) == 4
+
+
+def test_shares_come_back_in_order(monkeypatch):
+    """Guards against: results filed under another process's items, and work counted twice."""
+
+    class Meter:
+        group_size = 1
+        work = Work(prompts=100)
+
+    @in_shares("items", "names")
+    def describe(writer, items, names):
+        writer.work.prompts += len(items)
+        return [f"{name}:{item}" for item, name in zip(items, names, strict=True)]
+
+    items, names = [[1] * size for size in (9, 1, 5, 5, 2)], list("abcde")
+    expected = [f"{name}:{item}" for item, name in zip(items, names, strict=True)]
+    writer = Meter()
+    assert describe(writer, items, names) == expected
+    assert writer.work.prompts == 105
+
+    # two processes, one after the other: what the first one finds waits for the second one
+    found = []
+    monkeypatch.setattr("core.ranks.count", lambda: 2)
+    for process in (0, 1):
+        monkeypatch.setattr("core.ranks.rank", lambda process=process: process)
+        monkeypatch.setattr("core.ranks.exchange", lambda value: found.append(value) or [value] * 2)
+        with pytest.raises(ValueError, match="zip"):  # shares of 2 and 3 items
+            describe(Meter(), items, names)
+    monkeypatch.setattr("core.ranks.exchange", lambda _: found)
+    writer = Meter()
+    writer.work = Work(prompts=100)
+    assert describe(writer, items, names) == expected
+    assert writer.work.prompts == 105 and len(writer.work.seconds) == 2
+    assert "processes took" in writer.work.summary()
+
+
+def test_one_process_makes_no_group():
+    """Guards against: a process group that nobody asked for."""
+    words = (
+        "import core.ranks, torch.distributed as d; core.ranks.join(); print(d.is_initialized())"
+    )
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+# ---- torchrun ----
+
+
+SPLIT = """
+import json, sys
+from functools import partial
+import torch
+from torch.distributed.tensor import DTensor
+from core.chat import Chat
+from core.draw import Sampling
+from core.ranks import join, rank
+from core.shards import split
+from judge import response_logps
+from core.records import Example
+from model import load
+from sample import Writer, respond
+join()
+folder, size = sys.argv[1], int(sys.argv[2])
+model = load(folder, prepare=partial(split, device=torch.device("cpu"), size=size))
+writer = Writer(model, Chat(folder), group_size=size)
+answers = respond(writer, ["one", "two words", "three short words"], Sampling(12, n=2), key="k")
+examples = [Example([5, 6, 7], [8, 9, 1]), Example([5, 6], [7, 7, 7, 1])]
+logps = response_logps(writer, examples, None).tolist()
+parts = [p.to_local() if isinstance(p, DTensor) else p for p in model.parameters()]
+held = sum(part.numel() for part in parts)
+if rank() == 0:
+    print(json.dumps({"tokens": [y.tokens for y in answers], "logps": logps, "held": held}))
+"""
+
+
+@pytest.mark.parametrize("processes, size", [(2, 2), (4, 2)])
+def test_processes_write_with_one_copy(checkpoint, processes, size):
+    """Tensor parallelism: the same texts and log-probs, with a part of the weights in each."""
+    found = []
+    for many, parts in ((1, 1), (processes, size)):
+        launch = [*LAUNCH, str(many), "--no-python", sys.executable, "-c", SPLIT]
+        words = [*launch, str(checkpoint), str(parts)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=QUIET)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    alone, together = found
+    assert together["tokens"] == alone["tokens"]
+    assert together["logps"] == pytest.approx(alone["logps"], abs=1e-4)
+    assert together["held"] < 0.75 * alone["held"]
+
+
+def test_a_split_that_does_not_fit(tmp_path):
+    process = torchrun(2, tmp_path, *TINY, "--split", "2")
+    _, err = process.communicate(timeout=120)
+    assert "error: --split 2 does not divide 3 key/value heads" in err
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def launched(request, tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("ranks")
+    process = torchrun(request.param, folder, *TINY)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return folder / "runs/toy", out
+
+
+def test_processes_write_the_same(launched, finished):
+    """Prompts, answers, verdicts and pairs are those of one process; weights up to rounding."""
+    run, _ = launched
+    one = finished / "runs/toy"
+    assert distance(run / "M1", one / "M1") < 1e-4
+    theirs = texts_of(one)
+    for name, rows in texts_of(run).items():
+        assert rows == theirs[name], name
+    assert distance(run / "M2", one / "M2") < 1e-4
+
+
+def test_only_one_process_speaks(launched, finished):
+    """Guards against: every line once a process, and stragglers that nobody sees."""
+    run, out = launched
+    stages = [line for line in out.splitlines() if line.startswith("M1 | ")]
+    assert len(stages) == len(set(stages)) == 6, out
+    assert "processes took" in out
+    names = {path.relative_to(run) for path in run.rglob("*") if path.is_file()}
+    alone = finished / "runs/toy"
+    assert names == {path.relative_to(alone) for path in alone.rglob("*") if path.is_file()}
+    record = json.loads((run / "config.json").read_text())
+    assert record["processes"] in (2, 4)
+
+
+def test_a_run_may_change_its_processes(launched, finished):
+    """A run of several goes on with one, which says so."""
+    run, _ = launched
+    forget(run, "M2")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *TINY],
+        cwd=run.parent.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "now 1; from here on" in done.stdout
+    assert distance(run / "M2", finished / "runs/toy/M2") < 1e-4
+
+
+def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, finished):
+    """Guards against: processes that wait for a dead one for ever."""
+    process = torchrun(2, tmp_path, *TINY)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    if not children.exists():
+        process.kill()
+        pytest.skip("processes are found through /proc")
+    run = tmp_path / "runs/toy"
+    patience = time.time() + 120
+    while not (run / "M1").exists():
+        assert time.time() < patience
+        time.sleep(0.1)
+        assert process.poll() is None, process.communicate()
+    workers = [int(word) for word in children.read_text().split()]
+    os.kill(workers[-1], signal.SIGKILL)
+    started = time.time()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0 and time.time() - started < 60
+    assert "SIGKILL" in err or "exitcode" in err
+    process = torchrun(2, tmp_path, *TINY)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert texts_of(run) == texts_of(finished / "runs/toy")
+
+
+def test_a_mistake_is_told_once(tmp_path):
+    process = torchrun(2, tmp_path, "--iters", "-1")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert err.count("error: --iters must be at least 0") == 1, err
