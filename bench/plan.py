@@ -44,7 +44,7 @@ class Sizes:
     lora: int | None = None
     bytes: int = 2  # b
     devices: int = 1
-    tensor_parallel: int = 1  # processes that write with one copy together
+    split: int = 1  # processes that write with one copy together
     cpu: bool = False
 
 
@@ -88,11 +88,12 @@ def adapter_parameters(c: GPTConfig, rank: int) -> int:
 
 def writing(c: GPTConfig, s: Sizes) -> float:
     """Weights of one copy, the cache, and the logits of a step."""
-    weights = parameters(c) * s.bytes / s.tensor_parallel
+    blocks = c.num_hidden_layers * block_parameters(c) / s.split
+    weights = (blocks + parameters(c) - c.num_hidden_layers * block_parameters(c)) * s.bytes
     if s.cpu and c.tie_word_embeddings:
         weights += embedding_parameters(c) * s.bytes  # the head is packed beside the embeddings
     row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * s.bytes
-    cache = s.slots * (s.prompt + s.answer) * row / s.tensor_parallel
+    cache = s.slots * (s.prompt + s.answer) * row / s.split
     # growing by a step, k (or v) is there twice
     growing = cache / 2
     # probabilities in fp32, twice while they are drawn from
@@ -153,12 +154,7 @@ def training(c: GPTConfig, s: Sizes) -> float:
     return held + activations(c, s) + head_in_training(c, s)
 
 
-def loading(c: GPTConfig, s: Sizes) -> float:
-    """M_t as it comes from its files, before it is spread over the devices."""
-    return parameters(c) * (s.bytes if s.lora else FP32)
-
-
-STAGES = {"write and judge": writing, "load to train": loading, "train": training}
+STAGES = {"write and judge": writing, "train": training}
 
 
 def process(s: Sizes) -> float:
@@ -179,11 +175,11 @@ def peaks(c: GPTConfig, s: Sizes) -> dict[str, float]:
 
 
 def that_fit(c: GPTConfig, s: Sizes, memory: float) -> Sizes | None:
-    """The largest slots and tokens that fit; --recompute where nothing else does, None else.
+    """The largest slots and tokens that fit, and --recompute if needed; None where nothing does.
 
     Each is lowered by halves, down to 16 slots and one row of tokens.
     """
-    for recompute in sorted({s.recompute, True}):
+    for recompute in (True,) if s.recompute else (False, True):
         tried = replace(s, recompute=recompute)
         tokens = s.tokens
         while tokens >= min(s.tokens, row_of(s)):
@@ -199,7 +195,7 @@ def fit_slots(c: GPTConfig, s: Sizes, memory: float) -> Sizes | None:
     while slots >= 16:
         tried = replace(s, slots=slots)
         found = peaks(c, tried)
-        if max(found["write and judge"], found["load to train"]) <= memory:
+        if found["write and judge"] <= memory:
             return tried
         slots //= 2
     return None
@@ -234,7 +230,7 @@ class Amounts:
 def iteration(c: GPTConfig, s: Sizes, amounts: Amounts, rates: Rates) -> dict[str, float]:
     """Stage -> seconds, with the work dealt over the devices."""
     a = amounts
-    groups = s.devices / s.tensor_parallel
+    groups = s.devices / s.split
     answers = a.prompts * a.n
     judged = a.rubric + s.prompt + s.answer
     pairs = a.prompts * 0.8
@@ -255,13 +251,13 @@ def writing_time(
 
     A decode step reads the weights and half of a full cache, or is bound by its arithmetic.
     """
-    flops_a_token = 2 * parameters(c) / s.tensor_parallel
+    flops_a_token = 2 * parameters(c) / s.split
     reading = texts * read * flops_a_token / (rates.flops * rates.reads)
     slots = min(s.slots, max(1.0, texts))
     row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * s.bytes
     cache = slots * (s.prompt + s.answer) / 2 * row
     weights = parameters(c) * s.bytes
-    by_memory = (weights + cache) / s.tensor_parallel / (rates.bandwidth * rates.decodes)
+    by_memory = (weights + cache) / s.split / (rates.bandwidth * rates.decodes)
     by_arithmetic = slots * flops_a_token / (rates.flops * rates.reads)
     steps = texts * written / slots
     return reading + steps * max(by_memory, by_arithmetic)
@@ -284,6 +280,7 @@ def show(c: GPTConfig, s: Sizes, memory: float, rates: Rates) -> dict:
     flags = [f"--slots {used.slots}", f"--tokens {used.tokens}"]
     flags += ["--recompute"] if used.recompute else []
     flags += [f"--lora {used.lora}"] if used.lora else []
+    flags += [f"--split {used.split}"] if used.split > 1 else []
     launch = f"torchrun --nproc-per-node {min(8, s.devices)} --" if s.devices > 1 else "python"
     print(f"  {launch} train.py --model DIR {' '.join(flags)}")
     times = iteration(c, used, Amounts(), rates)
@@ -299,6 +296,7 @@ def main() -> None:
     parser.add_argument("--memory", type=float, default=80, help="GB of one device [%(default)s]")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="[%(default)s]")
     parser.add_argument("--lora", type=int, help="rank of adapters")
+    parser.add_argument("--split", type=int, default=1, help="as of train.py [%(default)s]")
     parser.add_argument("--cpu", action="store_true", help="the device is this machine")
     parser.add_argument("--prompt", type=int, default=128, help="tokens [%(default)s]")
     parser.add_argument("--answer", type=int, default=192, help="tokens [%(default)s]")
@@ -318,6 +316,7 @@ def main() -> None:
         slots=args.slots,
         tokens=args.tokens,
         lora=args.lora,
+        split=args.split,
         bytes=FP32 if args.dtype == "fp32" else 2,
         devices=args.devices,
         cpu=args.cpu,

@@ -45,7 +45,9 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.linear(x, self.lora_A)  # (..., in) -> (..., R)
-        return super().forward(x) + self.scale * F.linear(inner, self.lora_B)  # (..., out)
+        y = super().forward(x)  # (..., out)
+        # in place: more large tensors that live briefly would leave holes in the memory of a CPU
+        return y.add_(F.linear(inner, self.lora_B), alpha=self.scale)
 
     def merged(self) -> Tensor:
         """W + s B A: (out,in), in the dtype of W."""

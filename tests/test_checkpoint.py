@@ -15,6 +15,7 @@ import torch
 from conftest import ROOT, assert_refused, command, leaning_gpt, tiny_gpt, write_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+import core.checkpoint
 import dpo
 import judge
 from core.chat import Chat
@@ -425,3 +426,40 @@ def test_pairs_are_what_trl_reads(finished):
     assert all(p["prompt"] and p["chosen"] != p["rejected"] for p in pairs)
     assert len({tuple(p) for p in pairs}) == 1 and "messages" not in pairs[0]
     assert len({tuple(isinstance(v, (int, float)) for v in p.values()) for p in pairs}) == 1
+
+
+# ---- several files of weights ----
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_large_model_is_written_in_several_files(tmp_path, monkeypatch, tied):
+    """Guards against: an index that other programs cannot follow."""
+    model = tiny_gpt(model_type="llama", tie_word_embeddings=tied)
+    save(model, tmp_path / "one")
+    monkeypatch.setattr(core.checkpoint, "FILE_BYTES", 20_000)
+    save(model, tmp_path / "many")
+    files = sorted((tmp_path / "many").glob("*.safetensors"))
+    assert len(files) > 3 and not (tmp_path / "many/model.safetensors").exists()
+    assert files[0].name == f"model-00001-of-{len(files):05}.safetensors"
+    index = json.loads((tmp_path / "many/model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(w.nbytes for w in model.parameters())
+    back = load(tmp_path / "many").state_dict()
+    assert all(torch.equal(weight, back[name]) for name, weight in model.state_dict().items())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "many", dtype=torch.float32)
+    ids = torch.arange(2, 30)[None]
+    with torch.no_grad():
+        expected = model.logits(model(ids))
+        assert torch.allclose(theirs(ids).logits, expected, atol=1e-4)
+
+
+def test_old_files_of_weights_do_not_stay(tmp_path, monkeypatch):
+    """Guards against: an index that still names what a smaller model replaced."""
+    monkeypatch.setattr(core.checkpoint, "FILE_BYTES", 20_000)
+    save(tiny_gpt(), tmp_path / "model")
+    (tmp_path / "model/notes.txt").write_text("mine")
+    monkeypatch.undo()
+    other = tiny_gpt(seed=1)
+    save(other, tmp_path / "model")
+    assert torch.equal(load(tmp_path / "model").head, other.head)
+    assert (tmp_path / "model/notes.txt").exists()
+    assert len(list((tmp_path / "model").glob("*.safetensors*"))) == 1

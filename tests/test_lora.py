@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, assert_refused, command, tiny_gpt
+from conftest import ROOT, TINY, Killed, assert_refused, command, tiny_gpt
 from safetensors.torch import load_file, save_file
 from test_dpo import STEADY, pairs, same, weights
 from test_progress import EXAMPLES, RECIPE
+from test_progress import dies as dies_fixture
+from test_progress import eager as eager_fixture
 
-import core.progress
 from core.config import LORA_RATE, parse
 from core.kernels import Linear
 from core.lora import ALPHA, LoraLinear, add_adapters, merged_weights, save_adapters, start_adapters
@@ -21,6 +23,7 @@ from dpo import Objective, dpo, sft, sft_loss
 from model import GPT, load, save
 from sample import writing_copy
 
+dies, eager = dies_fixture, eager_fixture  # used by name
 IDS = torch.arange(2, 42).view(2, 20)
 
 
@@ -137,20 +140,21 @@ def test_peft_reads_an_adapter(tmp_path):
     assert not torch.allclose(found, logits(base), atol=1e-2)
 
 
-def test_a_killed_training_of_adapters_goes_on(tmp_path, monkeypatch):
-    """Guards against: the frozen base in every file of a training."""
-    monkeypatch.setattr(core.progress, "SECONDS", 0.0)
-    monkeypatch.setattr(core.progress, "SHARE", 1e9)
+def test_a_killed_training_of_adapters_goes_on(tmp_path, eager, dies):
+    """Guards against: the frozen base in every file of a training; and other adapters after it."""
 
-    def train(path):
+    def train(path: Path) -> tuple[list[dict], dict]:
         model = adapt(tiny_gpt())
         log = sft(model, EXAMPLES, RECIPE, progress=Progress(path))
         return log, weights(model)
 
     log, complete = train(tmp_path / "a")
-    stored = load_file(tmp_path / "a")
+    dies(3)
+    with pytest.raises(Killed):
+        train(tmp_path / "b")
+    stored = load_file(tmp_path / "b")
     assert all("lora_" in name for name in stored if name.startswith("weight "))
-    again, resumed = train(tmp_path / "a")  # from the last step, so nothing is left to do
+    again, resumed = train(tmp_path / "b")
     assert same(complete, resumed) and log == again
 
 
