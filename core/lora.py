@@ -45,9 +45,9 @@ class LoraLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         inner = F.linear(x, self.lora_A)  # (..., in) -> (..., R)
-        y = super().forward(x)  # (..., out)
-        # in place: more large tensors that live briefly would leave holes in the memory of a CPU
-        return y.add_(F.linear(inner, self.lora_B), alpha=self.scale)
+        change = F.linear(inner, self.lora_B)  # (..., out)
+        # In place, and the lasting tensor last: a CPU's memory keeps holes of those that go.
+        return super().forward(x).add_(change, alpha=self.scale)
 
     def merged(self) -> Tensor:
         """W + s B A: (out,in), in the dtype of W."""
