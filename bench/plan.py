@@ -2,10 +2,12 @@
 
     python bench/plan.py --model DIR_OR_CONFIG --devices 8 --memory 80
     python bench/plan.py --model DIR --memory 4 --dtype fp32 --lora 16 --json plan.json
+    python bench/plan.py --table                 # the table of docs/scale.md
 
 In: the sizes in a config.json; no weights are read.  Out: a table, from formulas that
-tests/test_plan.py holds against measured peaks on this machine. Times are those of a device whose
-rates are given (--flops, --bandwidth), at shares of them that bench/gpu.py or a run measures.
+tests/test_plan.py holds against measured peaks on this machine; with adapters a CPU takes up to
+40 % more (docs/scale.md). Times are those of a device with the rates of --flops and --bandwidth, at
+shares of them that are assumed.
 
 Letters: P parameters, L layers, D hidden, I intermediate, H query heads, G key/value heads, K width
 of a head, V vocabulary, R rank, b bytes of a number in the arithmetic.
@@ -21,6 +23,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 from core.cli import run_command  # noqa: E402
+from core.device import entry_of  # noqa: E402
 from core.errors import UserError  # noqa: E402
 from core.kernels import LOGITS_AT_ONCE  # noqa: E402
 from core.model_config import GPTConfig, read_config  # noqa: E402
@@ -29,7 +32,7 @@ from sample import READ_AT_ONCE  # noqa: E402
 GB = 2**30
 FP32 = 4
 CUDA_CONTEXT = 0.6 * GB  # of a process on a GPU; on a CPU the process itself is measured
-SPARE = 1.08  # memory that an allocator holds beyond what is asked for
+CPU_WARM = 60e6  # of libraries that a process on a CPU touches in its first step
 
 
 @dataclass(frozen=True)
@@ -123,18 +126,22 @@ def row_of(s: Sizes) -> int:
 
 
 def activations(c: GPTConfig, s: Sizes) -> float:
-    """What a pass keeps of all blocks; with --recompute the input of each, and all of one."""
+    """What a pass keeps of all blocks; with --recompute the input of each.
+
+    The block that is on its way back is there once more, and so are its gradients.
+    """
     tokens = max(s.tokens, row_of(s))
-    block = kept_for_backward(c, s)
+    block = tokens * kept_for_backward(c, s)
     if s.recompute:
-        return tokens * (c.num_hidden_layers * c.hidden_size * s.bytes + block)
-    return tokens * c.num_hidden_layers * block
+        return tokens * c.num_hidden_layers * c.hidden_size * s.bytes + 3 * block
+    return c.num_hidden_layers * block
 
 
 def head_in_training(c: GPTConfig, s: Sizes) -> float:
-    """One chunk of logits, and its gradient; without adapters also the gradient of the head."""
-    gradient = 0 if s.lora else embedding_parameters(c) * FP32
-    return 2 * LOGITS_AT_ONCE * FP32 + gradient
+    """A chunk of logits; without adapters also what becomes the gradient of embeddings and head."""
+    responses = max(s.tokens, row_of(s)) * 2 * s.answer / row_of(s)
+    chunk = min(LOGITS_AT_ONCE, responses * c.vocab_size) * FP32
+    return chunk if s.lora else chunk + 2 * embedding_parameters(c) * FP32
 
 
 def training(c: GPTConfig, s: Sizes) -> float:
@@ -161,14 +168,12 @@ def process(s: Sizes) -> float:
     """The program itself."""
     if not s.cpu:
         return CUDA_CONTEXT
-    from core.device import entry_of
-
-    return entry_of("/proc/self/status", "VmRSS") or 0.3 * GB
+    return CPU_WARM + (entry_of("/proc/self/status", "VmRSS") or 0.3 * GB)
 
 
 def peaks(c: GPTConfig, s: Sizes) -> dict[str, float]:
     """Stage -> bytes on one device."""
-    return {stage: process(s) + SPARE * formula(c, s) for stage, formula in STAGES.items()}
+    return {stage: process(s) + formula(c, s) for stage, formula in STAGES.items()}
 
 
 # ---- what fits ----
@@ -265,6 +270,47 @@ def writing_time(
 
 # ---- command ----
 
+# vocabulary, D, I, L, H, G, K, tied
+SHAPES = {
+    "0.1B": (49152, 576, 1536, 30, 9, 3, 64, True),
+    "1B": (128256, 2048, 8192, 16, 32, 8, 64, True),
+    "8B": (128256, 4096, 14336, 32, 32, 8, 128, False),
+    "70B": (128256, 8192, 28672, 80, 64, 8, 128, False),
+}
+SETTINGS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+SETTINGS += ("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings")
+
+
+def print_table(memory: float, rates: Rates) -> None:
+    """Four sizes on 1, 8 and 64 devices, with all weights and with adapters of rank 16."""
+    print("| model | devices | trained | write, GB | train, GB | settings | minutes an iteration |")
+    print("|---|---|---|---|---|---|---|")
+    for name, shape in SHAPES.items():
+        c = GPTConfig(**dict(zip(SETTINGS, shape, strict=True)))
+        for devices in (1, 8, 64):
+            for lora in (None, 16):
+                print_row(name, c, Sizes(devices=devices, lora=lora), memory, rates)
+
+
+def print_row(name: str, c: GPTConfig, s: Sizes, memory: float, rates: Rates) -> None:
+    """One row; of what does not fit, with two, four or eight devices to a copy."""
+    fitting = None
+    for split in (1, 2, 4, 8):
+        if fitting is None and split <= s.devices:
+            fitting = that_fit(c, replace(s, split=split), memory)
+    used = fitting or replace(s, recompute=True, split=min(8, s.devices))
+    found = [f"{size / GB:.0f}" for size in peaks(c, used).values()]
+    trained = f"adapters of {s.lora}" if s.lora else "all weights"
+    settings = "does not fit"
+    minutes = "-"
+    if fitting is not None:
+        settings = f"--slots {used.slots} --tokens {used.tokens}"
+        settings += " --recompute" if used.recompute else ""
+        settings += f" --split {used.split}" if used.split > 1 else ""
+        minutes = f"{sum(iteration(c, used, Amounts(), rates).values()) / 60:.1f}"
+    cells = [name, str(s.devices), trained, *found, settings, minutes]
+    print("| " + " | ".join(cells) + " |")
+
 
 def show(c: GPTConfig, s: Sizes, memory: float, rates: Rates) -> dict:
     """Everything about one model on so many devices, printed and returned."""
@@ -291,7 +337,8 @@ def show(c: GPTConfig, s: Sizes, memory: float, rates: Rates) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--model", required=True, help="a checkpoint, or its config.json")
+    parser.add_argument("--model", help="a checkpoint, or its config.json")
+    parser.add_argument("--table", action="store_true", help="four sizes on 1, 8 and 64 devices")
     parser.add_argument("--devices", type=int, default=1, help="[%(default)s]")
     parser.add_argument("--memory", type=float, default=80, help="GB of one device [%(default)s]")
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="[%(default)s]")
@@ -308,6 +355,12 @@ def main() -> None:
     args = parser.parse_args()
     if min(args.devices, args.memory, args.slots, args.tokens, args.prompt, args.answer) <= 0:
         raise UserError("--devices, --memory and all sizes must be above 0.")
+    rates = Rates(flops=args.flops, bandwidth=args.bandwidth)
+    if args.table:
+        print_table(args.memory * GB, rates)
+        return
+    if args.model is None:
+        raise UserError("--model or --table is missing.")
     folder = Path(args.model)
     config = read_config(folder.parent if folder.is_file() else folder)
     sizes = Sizes(
@@ -321,7 +374,6 @@ def main() -> None:
         devices=args.devices,
         cpu=args.cpu,
     )
-    rates = Rates(flops=args.flops, bandwidth=args.bandwidth)
     result = show(config, sizes, args.memory * GB, rates)
     if args.json:
         Path(args.json).write_text(json.dumps(result, indent=1) + "\n")

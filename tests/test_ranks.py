@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT, TINY, forget, tiny_gpt
 
 from core.files import read_jsonl
@@ -38,11 +39,19 @@ def texts_of(run: Path) -> dict[str, list[dict]]:
     return {name: read_jsonl(run / f"t1/{name}.jsonl") for name in TEXTS}
 
 
-def distance(one: Path, other: Path) -> float:
-    """The largest difference of two models' weights."""
+def differences(one: Path, other: Path) -> torch.Tensor:
+    """Of all weights of two models."""
     a, b = load(one), load(other)
     pairs = zip(a.parameters(), b.parameters(), strict=True)
-    return max(float((x - y).detach().abs().max()) for x, y in pairs)
+    return torch.cat([(x - y).detach().abs().flatten() for x, y in pairs])
+
+
+def distance(one: Path, other: Path) -> float:
+    return float(differences(one, other).max())
+
+
+def mean_distance(one: Path, other: Path) -> float:
+    return float(differences(one, other).mean())
 
 
 # ---- one process plays several ----
@@ -172,13 +181,13 @@ def trained(tmp_path_factory) -> Path:
 def test_shards_learn_the_same(trained, case, processes):
     """Guards against: gradients that are averaged, counted twice or lost on the way."""
     one, several = (trained / f"{case}-{number}" for number in (1, processes))
-    # bf16: what travels is rounded, and the optimiser divides by small numbers
-    rounding = 3e-2 if case.endswith("bf16") else 1e-4
-    moved = distance(trained / "base", one)
-    assert moved > 1e-2 and distance(one, several) < rounding * max(1.0, moved)
+    # Where a gradient is near 0, AdamW makes a step of its rounding. So the mean counts.
+    rounding = 0.1 if case.endswith("bf16") else 1e-3
+    moved = mean_distance(trained / "base", one)
+    assert moved > 1e-3 and mean_distance(one, several) < rounding * moved
     logs = [json.loads(Path(f"{folder}.json").read_text()) for folder in (one, several)]
     for mine, theirs in zip(*logs, strict=True):
-        assert theirs == pytest.approx(mine, rel=30 * rounding, abs=30 * rounding)
+        assert theirs == pytest.approx(mine, rel=rounding, abs=rounding)
     assert (one / "adapter").exists() == (several / "adapter").exists() == ("ad" in case)
 
 
