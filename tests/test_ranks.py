@@ -278,6 +278,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, finished):
     assert texts_of(run) == texts_of(finished / "runs/toy")
 
 
+@pytest.mark.skipif(not MORE, reason="MORE=1 runs it")
 def test_a_mistake_is_told_once(tmp_path):
     process = torchrun(2, tmp_path, "--iters", "-1")
     _, err = process.communicate(timeout=120)
