@@ -230,7 +230,10 @@ print(take_peak() - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
 @pytest.mark.parametrize("dtype, share", [("float32", 1.0), ("bfloat16", 0.5)])
 def test_loading_holds_one_copy(tmp_path, dtype, share):
-    """Guards against: a checkpoint that is read whole before it is converted."""
+    """Guards against: a checkpoint that is read whole, which would be one size more.
+
+    What torch loads of itself meanwhile differs from run to run.
+    """
     model = tiny_gpt(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, vocab=2000)
     save(model, tmp_path / "big")
     size = (tmp_path / "big/model.safetensors").stat().st_size
@@ -238,7 +241,7 @@ def test_loading_holds_one_copy(tmp_path, dtype, share):
     words = [sys.executable, "-c", PEAK, str(tmp_path / "small"), str(tmp_path / "big"), dtype]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert share * size < int(done.stdout) < share * size + 0.1 * size
+    assert share * size < int(done.stdout) < share * size + 0.6 * size
 
 
 def test_leftover_files_of_other_tools_do_not_matter(tmp_path):
