@@ -91,18 +91,23 @@ def adapter_parameters(c: GPTConfig, rank: int) -> int:
 
 def writing(c: GPTConfig, s: Sizes) -> float:
     """Weights of one copy, the cache, and the logits of a step."""
-    blocks = c.num_hidden_layers * block_parameters(c) / s.split
-    weights = (blocks + parameters(c) - c.num_hidden_layers * block_parameters(c)) * s.bytes
+    blocks = c.num_hidden_layers * block_parameters(c)
+    outside_blocks = parameters(c) - blocks
+    weights = (blocks / s.split + outside_blocks) * s.bytes
     if s.cpu and c.tie_word_embeddings:
         weights += embedding_parameters(c) * s.bytes  # the head is packed beside the embeddings
-    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * s.bytes
-    cache = s.slots * (s.prompt + s.answer) * row / s.split
+    cache = s.slots * (s.prompt + s.answer) * cached_token(c, s) / s.split
     # growing by a step, k (or v) is there twice
     growing = cache / 2
     # probabilities in fp32, twice while they are drawn from
     logits = s.slots * c.vocab_size * 2 * FP32
     reading = READ_AT_ONCE * (4 * c.hidden_size + 3 * c.intermediate_size) * s.bytes
     return weights + cache + max(growing, logits, reading)
+
+
+def cached_token(c: GPTConfig, s: Sizes) -> int:
+    """Bytes of a token in the cache: k and v of every block."""
+    return 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * s.bytes
 
 
 def kept_for_backward(c: GPTConfig, s: Sizes) -> float:
@@ -259,8 +264,7 @@ def writing_time(
     flops_a_token = 2 * parameters(c) / s.split
     reading = texts * read * flops_a_token / (rates.flops * rates.reads)
     slots = min(s.slots, max(1.0, texts))
-    row = 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim * s.bytes
-    cache = slots * (s.prompt + s.answer) / 2 * row
+    cache = slots * (s.prompt + s.answer) / 2 * cached_token(c, s)
     weights = parameters(c) * s.bytes
     by_memory = (weights + cache) / s.split / (rates.bandwidth * rates.decodes)
     by_arithmetic = slots * flops_a_token / (rates.flops * rates.reads)
@@ -281,12 +285,26 @@ SETTINGS = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers
 SETTINGS += ("num_attention_heads", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
 
+def shape_of(name: str) -> GPTConfig:
+    """One of SHAPES."""
+    return GPTConfig(**dict(zip(SETTINGS, SHAPES[name], strict=True)))
+
+
+def flags_of(s: Sizes) -> str:
+    """The sizes as flags of train.py."""
+    flags = [f"--slots {s.slots}", f"--tokens {s.tokens}"]
+    flags += ["--recompute"] if s.recompute else []
+    flags += [f"--lora {s.lora}"] if s.lora else []
+    flags += [f"--split {s.split}"] if s.split > 1 else []
+    return " ".join(flags)
+
+
 def print_table(memory: float, rates: Rates) -> None:
     """Four sizes on 1, 8 and 64 devices, with all weights and with adapters of rank 16."""
     print("| model | devices | trained | write, GB | train, GB | settings | minutes an iteration |")
     print("|---|---|---|---|---|---|---|")
-    for name, shape in SHAPES.items():
-        c = GPTConfig(**dict(zip(SETTINGS, shape, strict=True)))
+    for name in SHAPES:
+        c = shape_of(name)
         for devices in (1, 8, 64):
             for lora in (None, 16):
                 print_row(name, c, Sizes(devices=devices, lora=lora), memory, rates)
@@ -304,9 +322,7 @@ def print_row(name: str, c: GPTConfig, s: Sizes, memory: float, rates: Rates) ->
     settings = "does not fit"
     minutes = "-"
     if fitting is not None:
-        settings = f"--slots {used.slots} --tokens {used.tokens}"
-        settings += " --recompute" if used.recompute else ""
-        settings += f" --split {used.split}" if used.split > 1 else ""
+        settings = flags_of(replace(used, lora=None))  # it has a column of its own
         minutes = f"{sum(iteration(c, used, Amounts(), rates).values()) / 60:.1f}"
     cells = [name, str(s.devices), trained, *found, settings, minutes]
     print("| " + " | ".join(cells) + " |")
@@ -323,12 +339,8 @@ def show(c: GPTConfig, s: Sizes, memory: float, rates: Rates) -> dict:
     if fitting is None:
         print("  does not fit: take --lora, more devices, or a smaller model")
         return {"fits": False, "peaks": found}
-    flags = [f"--slots {used.slots}", f"--tokens {used.tokens}"]
-    flags += ["--recompute"] if used.recompute else []
-    flags += [f"--lora {used.lora}"] if used.lora else []
-    flags += [f"--split {used.split}"] if used.split > 1 else []
     launch = f"torchrun --nproc-per-node {min(8, s.devices)} --" if s.devices > 1 else "python"
-    print(f"  {launch} train.py --model DIR {' '.join(flags)}")
+    print(f"  {launch} train.py --model DIR {flags_of(used)}")
     times = iteration(c, used, Amounts(), rates)
     told = ", ".join(f"{stage} {seconds / 60:.1f}" for stage, seconds in times.items())
     print(f"  minutes of an iteration (256 prompts, N 4, K 3): {told}")

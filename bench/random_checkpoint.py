@@ -9,31 +9,20 @@ weights do not matter. The tokenizer is the toy's; half of all ids end an answer
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import torch  # noqa: E402
+from plan import shape_of  # noqa: E402
 
 from core.checkpoint import write_checkpoint  # noqa: E402
 from core.cli import run_command  # noqa: E402
 from core.config import SEED  # noqa: E402
-from core.model_config import GPTConfig, config_to_hf  # noqa: E402
+from core.model_config import config_to_hf  # noqa: E402
 from model import GPT  # noqa: E402
-
-SHAPE = {
-    "vocab_size": 128256,
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-    "rope_theta": 500000.0,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-    "model_type": "llama",
-}
 
 
 def random_weights(model: GPT, dtype: torch.dtype):
@@ -53,7 +42,13 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="[%(default)s]")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
     args = parser.parse_args()
-    config = GPTConfig(**SHAPE, num_hidden_layers=args.layers)
+    config = replace(
+        shape_of("8B"),
+        num_hidden_layers=args.layers,
+        rope_theta=500000.0,
+        max_position_embeddings=8192,
+        model_type="llama",
+    )
     dtype = getattr(torch, args.dtype)
     with torch.device("meta"):
         model = GPT(config)

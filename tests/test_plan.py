@@ -53,17 +53,7 @@ recipe = Recipe(batch_size=8, epochs=2, tokens=job["tokens"], recompute=job["rec
 dpo(model, pairs, recipe, Objective())
 print(take_peak(), start)
 """
-EIGHT_B = GPTConfig(
-    vocab_size=128256,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    head_dim=128,
-    tie_word_embeddings=False,
-    max_position_embeddings=8192,
-)
+EIGHT_B = bench.plan.shape_of("8B")
 
 
 def config_of(sizes: dict, **changes) -> GPTConfig:
