@@ -214,8 +214,7 @@ def add_up_gradients(
     shares = exchange(figures)  # of each process
     for name in shares[0]:
         figures[name] = sum(share.get(name, 0.0) for share in shares)
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)
-    norm = float(whole(norm))
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip)))
     check_finite(norm, "gradient", place, [i for one in passes for i in one.numbers])
     return {**figures, "grad_norm": norm}
 

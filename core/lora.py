@@ -9,7 +9,7 @@ In: a GPT.  Out: the same GPT with adapters; its weights with all that they lear
 layout of the peft library.
 Left out on purpose: adapters on the embeddings, the head and the norms, and dropout of their own.
 
-Shapes: R rank.
+Shapes: M rows, R rank.
 """
 
 import json
@@ -44,10 +44,12 @@ class LoraLinear(Linear):
         self.scale = ALPHA / rank
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = F.linear(x, self.lora_A)  # (..., in) -> (..., R)
-        change = F.linear(inner, self.lora_B)  # (..., out)
-        # In place, and the lasting tensor last: a CPU's memory keeps holes of those that go.
-        return super().forward(x).add_(change, alpha=self.scale)
+        rows = x.flatten(0, -2)  # (..., in) -> (M,in)
+        inner = F.linear(rows, self.lora_A)  # (M,R)
+        # In place: neither B A x nor its gradient times s ever is a tensor of its own.
+        y = super().forward(rows)  # (M,out)
+        y.addmm_(inner, self.lora_B.T.to(y.dtype), alpha=self.scale)
+        return y.unflatten(0, x.shape[:-1])  # (..., out)
 
     def merged(self) -> Tensor:
         """W + s B A: (out,in), in the dtype of W."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, TINY, forget, tiny_gpt
+from fingerprint import LLAMA, make_llama, start, wait_for
 
 from core.files import read_jsonl
 from core.ranks import deal, in_shares, tokens_in
@@ -22,6 +23,7 @@ QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
 # With two processes; MORE=1 runs the same with three and four, which takes minutes longer.
 MORE = bool(os.environ.get("MORE"))
 ROUNDING = 1e-3  # of weights that moved by up to 0.05: AdamW divides by small numbers
+SCORES = ("score", "digits", "chosen_score", "rejected_score")
 TEXTS = ("prompts", "responses", "verdicts", "pairs")
 
 
@@ -253,29 +255,80 @@ def test_a_run_may_change_its_processes(launched, finished):
     assert distance(run / "M2", finished / "runs/toy/M2") < ROUNDING
 
 
-def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, finished):
-    """Guards against: processes that wait for a dead one for ever."""
-    process = torchrun(2, tmp_path, *TINY)
+def kill_one(process: subprocess.Popen, which: int, *, once: Path) -> None:
+    """SIGKILL for one of the processes, as soon as a file is there; then all end in a minute."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
     if not children.exists():
         process.kill()
         pytest.skip("processes are found through /proc")
-    run = tmp_path / "runs/toy"
     patience = time.time() + 120
-    while not (run / "M1").exists():
+    while not once.exists():
         assert time.time() < patience
         time.sleep(0.1)
         assert process.poll() is None, process.communicate()
     workers = [int(word) for word in children.read_text().split()]
-    os.kill(workers[-1], signal.SIGKILL)
+    os.kill(workers[which], signal.SIGKILL)
     started = time.time()
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0 and time.time() - started < 60
     assert "SIGKILL" in err or "exitcode" in err
+
+
+# Each is the end of a stage: SFT, answers and so on are killed as they begin.
+ENDS = ["t0/eft.jsonl", "M1", "exam/M1.jsonl", "t1/prompts.jsonl", "t1/responses.jsonl"]
+ENDS += ["t1/verdicts.jsonl", "M2"]  # pairs are there at once
+
+
+def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, finished):
+    """Guards against: processes that wait for a dead one for ever; a result that a kill changes."""
+    run = tmp_path / "runs/toy"
+    for number, end in enumerate(ENDS if MORE else ["M1"]):
+        process = torchrun(2, tmp_path, *TINY)
+        kill_one(process, 1 - number % 2, once=run / end)
+        assert not (run / "exam/M2.jsonl").exists()  # there was something left to kill
     process = torchrun(2, tmp_path, *TINY)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert texts_of(run) == texts_of(finished / "runs/toy")
+    assert distance(run / "M2", finished / "runs/toy/M2") < ROUNDING
+
+
+@pytest.mark.skipif(not MORE, reason="MORE=1 runs it")
+@pytest.mark.parametrize("more", ["", "--split 2", "--lora 4", "--lora 4 --split 2"])
+def test_a_llama_in_parts(tmp_path, more):
+    """Files of people, a whole run: judge data, pairs, replay, exam. Only rounding may differ."""
+    make_llama(tmp_path)
+    settings = LLAMA.replace("--dropout 0.1", "--sft-lr 1e-3").replace("--iters 2", "--iters 1")
+    wait_for(start(tmp_path, f"{settings} {more.replace('--split 2', '')}"))
+    process = torchrun(2, tmp_path, *f"{settings} {more} --run parts".split())
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    one, several = tmp_path / "runs/llama", tmp_path / "runs/parts"
+    for name, rows in texts_of(several).items():
+        theirs = texts_of(one)[name]
+        assert len(rows) == len(theirs)
+        for row, other in zip(rows, theirs, strict=True):
+            assert row.keys() == other.keys()
+            for key, value in row.items():
+                near = pytest.approx(other[key], abs=2e-4) if key in SCORES else other[key]
+                assert value == near, (name, key)
+    for model in ("M1", "M2"):
+        moved = mean_distance(tmp_path / "llama", one / model)
+        assert mean_distance(one / model, several / model) < 1e-2 * moved
+    for mine, theirs in zip(exam_of(several), exam_of(one), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-2, abs=1e-2)
+
+
+def exam_of(run: Path) -> list[dict]:
+    """The figures of each model, without seconds and bytes."""
+    rows = []
+    for row in read_jsonl(run / "metrics.jsonl"):
+        kept = {}
+        for name, value in row.items():
+            if isinstance(value, float) and "second" not in name:
+                kept[name] = value
+        rows.append(kept)
+    return rows
 
 
 @pytest.mark.skipif(not MORE, reason="MORE=1 runs it")
