@@ -5,9 +5,9 @@
     python bench/plan.py --table                 # the table of docs/scale.md
 
 In: the sizes in a config.json; no weights are read.  Out: a table, from formulas that
-tests/test_plan.py holds against measured peaks on this machine; with adapters a CPU takes up to
-40 % more (docs/scale.md). Times are those of a device with the rates of --flops and --bandwidth, at
-shares of them that are assumed.
+tests/test_plan.py holds against measured peaks on this machine. They add up tensors: a process on a
+CPU keeps what is freed, and then takes more (docs/scale.md). Times are those of a device with the
+rates of --flops and --bandwidth, at shares of them that are assumed.
 
 Letters: P parameters, L layers, D hidden, I intermediate, H query heads, G key/value heads, K width
 of a head, V vocabulary, R rank, b bytes of a number in the arithmetic.
@@ -32,7 +32,7 @@ from sample import READ_AT_ONCE  # noqa: E402
 GB = 2**30
 FP32 = 4
 CUDA_CONTEXT = 0.6 * GB  # of a process on a GPU; on a CPU the process itself is measured
-CPU_WARM = 60e6  # of libraries that a process on a CPU touches in its first step
+CPU_WARM = 64e6  # of libraries that a process on a CPU touches in its first step
 
 
 @dataclass(frozen=True)
@@ -131,22 +131,26 @@ def row_of(s: Sizes) -> int:
 
 
 def activations(c: GPTConfig, s: Sizes) -> float:
-    """What a pass keeps of all blocks; with --recompute the input of each.
+    """What a pass takes, beyond weights, gradients and moments.
 
-    The block that is on its way back is there once more, and so are its gradients.
+    All blocks stand when the head is on its way. With --recompute it is the input of each, and
+    later one block, with half as much for its gradients.
     """
     tokens = max(s.tokens, row_of(s))
     block = tokens * kept_for_backward(c, s)
+    head = head_in_training(c, s)
     if s.recompute:
-        return tokens * c.num_hidden_layers * c.hidden_size * s.bytes + 3 * block
-    return c.num_hidden_layers * block
+        inputs = tokens * c.num_hidden_layers * c.hidden_size * s.bytes
+        return inputs + max(head, 1.5 * block)
+    return c.num_hidden_layers * block + head
 
 
 def head_in_training(c: GPTConfig, s: Sizes) -> float:
-    """A chunk of logits; without adapters also what becomes the gradient of embeddings and head."""
+    """A chunk of logits, and what becomes their sum, or the gradient of the head."""
     responses = max(s.tokens, row_of(s)) * 2 * s.answer / row_of(s)
     chunk = min(LOGITS_AT_ONCE, responses * c.vocab_size) * FP32
-    return chunk if s.lora else chunk + 2 * embedding_parameters(c) * FP32
+    gradient = 0 if s.lora else embedding_parameters(c) * FP32
+    return chunk + max(chunk, gradient)
 
 
 def training(c: GPTConfig, s: Sizes) -> float:
@@ -163,7 +167,7 @@ def training(c: GPTConfig, s: Sizes) -> float:
         # the block that works, the one that comes next, and what is outside the blocks
         unit = 2 * block_parameters(c) + embedding_parameters(c) * (2 - c.tie_word_embeddings)
         held += unit * (s.bytes + (0 if s.lora else FP32))
-    return held + activations(c, s) + head_in_training(c, s)
+    return held + activations(c, s)
 
 
 STAGES = {"write and judge": writing, "train": training}

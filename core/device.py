@@ -136,8 +136,11 @@ def keep_memory() -> None:
     """Lets glibc keep the memory that is freed.
 
     Else each large tensor is new memory, and the first touch of it costs a third of a training
-    step.
+    step. But the memory gets holes. Who lacks memory sets MALLOC_MMAP_THRESHOLD_=1000000 before the
+    command, and this leaves it as it is (docs/scale.md).
     """
+    if "MALLOC_MMAP_THRESHOLD_" in os.environ:
+        return
     glibc_call("mallopt", M_MMAP_THRESHOLD, 1 << 30)  # tensors below 1 GB come from the heap
     glibc_call("mallopt", M_TRIM_THRESHOLD, (1 << 31) - 1)  # and the heap is not given back
 

@@ -621,6 +621,18 @@ def test_a_libc_without_mallopt(monkeypatch):
         keep_memory()
 
 
+def test_memory_that_is_given_back(monkeypatch):
+    """Guards against: a setting of glibc's that the program undoes."""
+    calls = []
+    monkeypatch.setattr("core.device.glibc_call", lambda *call: calls.append(call))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", "1000000")
+    keep_memory()
+    assert not calls
+    monkeypatch.delenv("MALLOC_MMAP_THRESHOLD_")
+    keep_memory()
+    assert len(calls) == 2
+
+
 # ---- the other commands ----
 
 
