@@ -46,10 +46,10 @@ draw = random.Random(0).choices
 def text(size):
     return draw(range(4, 260), k=size)
 pairs = []
-for _ in range(8):
+for _ in range(5):
     prompt = text(job["prompt"])
     pairs.append((Example(prompt, text(job["answer"])), Example(prompt, text(job["answer"]))))
-recipe = Recipe(batch_size=8, epochs=2, tokens=job["tokens"], recompute=job["recompute"])
+recipe = Recipe(batch_size=5, epochs=2, tokens=job["tokens"], recompute=job["recompute"])
 dpo(model, pairs, recipe, Objective())
 print(take_peak(), start)
 """
