@@ -3,7 +3,8 @@
     python bench/random_checkpoint.py DIR --layers 8
 
 The shape is that of Llama 3.1 8B, of as many layers as are asked for. For memory and speed the
-weights do not matter. The tokenizer is the toy's; half of all ids end an answer, so that texts end.
+weights do not matter. The tokenizer is the toy's, and its tokens are likelier than ids without a
+text. Half of all ids end an answer, so that texts end.
 """
 
 import argparse
@@ -17,6 +18,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import torch  # noqa: E402
 from plan import shape_of  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
 
 from core.checkpoint import write_checkpoint  # noqa: E402
 from core.cli import run_command  # noqa: E402
@@ -33,7 +35,13 @@ def random_weights(model: GPT, dtype: torch.dtype):
             yield name, torch.ones(weight.shape, dtype=dtype)
         else:
             drawn = torch.empty(weight.shape).normal_(0, 0.02, generator=generator)
+            if name == "lm_head.weight":
+                drawn[: vocabulary_of(SEED)] *= 4
             yield name, drawn.to(dtype)
+
+
+def vocabulary_of(folder: Path) -> int:
+    return Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab_size()
 
 
 def main() -> None:

@@ -211,27 +211,34 @@ def figure_cell(of_seeds: Sequence[list[float]]) -> str:
 
 
 def result_table(answers: Answers) -> str:
-    """Each row: perfect answers of M_1 .. M_4, the gain since M_1, and the length."""
+    """Each row: perfect answers of M_1 .. M_4, the gain since M_1, and the length.
+
+    Gain and length are those of the last model that all of its seeds have.
+    """
     lines = []
     for row, seeds in answers.items():
         cells = [row, str(len(seeds))]
         for t in MODELS:
             of_seeds = [share_kept(models[t]) for models in seeds.values() if t in models]
             cells.append(figure_cell(of_seeds))
-        gains = []
-        lengths = []
-        for models in seeds.values():
-            last = models[max(models)]
-            gains.append(gain_by_prompt(last, models[1]))
-            lengths.append((mean_length(models[1]), mean_length(last)))
-        cells.append(figure_cell(gains))
+            if 0 < len(of_seeds) < len(seeds):
+                cells[-1] += f" [{len(of_seeds)} of {len(seeds)} seeds]"
+        last = last_of_all(seeds)
+        gains = [gain_by_prompt(models[last], models[1]) for models in seeds.values()]
+        cells.append(f"M{last}: {figure_cell(gains)}")
         # the mean length of the first and of the last model
-        first = mean(before for before, _ in lengths)
-        final = mean(after for _, after in lengths)
+        first = mean(mean_length(models[1]) for models in seeds.values())
+        final = mean(mean_length(models[last]) for models in seeds.values())
         cells.append(f"{first:.0f} > {final:.0f}")
         lines.append(cells)
-    head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain of the last", "tokens"]
+    head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain", "tokens"]
     return markdown_table(head, lines)
+
+
+def last_of_all(seeds: dict[int, Models]) -> int:
+    """The last model that every seed has."""
+    shared = set.intersection(*(set(models) for models in seeds.values()))
+    return max(shared)
 
 
 def against_loop(answers: Answers) -> str:
@@ -255,7 +262,7 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
     """Share of the answers that keep a kind of requirement, in the first and the last model."""
     columns = {}
     for row, seeds in answers.items():
-        last = min(map(max, seeds.values()))
+        last = last_of_all(seeds)
         for t in [1, last] if row == "loop" else [last]:
             groups = [group for models in seeds.values() for group in models[t]]
             of_seeds = [answer for group in groups for answer in group]

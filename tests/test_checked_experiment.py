@@ -74,10 +74,18 @@ def test_tables(runs):
     }
     table = checked.result_table(answers)
     assert cells(table, "loop")[1:5] == ["2", "25.0 (0.0 to 50.0)", "100.0 (100.0 to 100.0)", "-"]
-    assert cells(table, "loop")[6] == "75.0 (50.0 to 100.0)"
-    assert cells(table, "random pairs")[6].startswith("25.0 (")
+    assert cells(table, "loop")[6] == "M2: 75.0 (50.0 to 100.0)"
+    assert cells(table, "random pairs")[6].startswith("M2: 25.0 (")
     against = checked.against_loop(answers)
     assert cells(against, "random pairs") == ["random pairs", "M2", "2", "50.0 (50.0 to 50.0)"]
+
+
+def test_a_model_that_one_seed_lacks(runs):
+    """Guards against: a gain of which one seed is that of a later model."""
+    write_exam("loop", 0, 3, [answer(0, "a b")] * 2, [answer(1, "a #b")] * 2)
+    table = checked.result_table(checked.collect(runs))
+    assert cells(table, "loop")[4].endswith("[1 of 2 seeds]")
+    assert cells(table, "loop")[6] == "M2: 75.0 (50.0 to 100.0)"
 
 
 def test_kinds(runs):
