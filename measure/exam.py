@@ -12,6 +12,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import pvariance
 
+from torch import Tensor
+
 from core.draw import Sampling
 from core.files import read_existing, write_jsonl
 from core.rankings import agreement, alike_accuracy, judge_figures, text_lengths
@@ -171,29 +173,35 @@ def ending(log: Sequence[dict]) -> dict:
 
 
 def divergences(t: int, student: Student, answers: Sequence[dict]) -> dict:
-    """KL of M_t from the model before it and from M_1, estimated on the answers; None for M_1."""
-    kl = {}
-    others = {t - 1, 1} if t > 1 else set()  # one model where M_t is M_2
-    for s in others:
-        other = student.load(s)
-        kl[s] = divergence(student.writer, other, answers)
-        del other  # only one of them is in memory at a time
-    return {"kl_prev": kl.get(t - 1), "kl_first": kl.get(1)}
+    """KL of M_t from the model before it and from M_1, estimated on the answers; None for M_1.
 
-
-def divergence(writer: Writer, other: Writer, answers: Sequence[dict]) -> float | None:
-    """KL(writer || other) in nats an answer: an estimate from answers that `writer` wrote.
-
-    The mean of log p(y) - log p_other(y) over `answers`, rows of exam/M{t}.jsonl, the first to each
-    prompt; None where there are none. The estimate is unbiased for answers drawn at temperature 1
-    from the whole vocabulary. Otherwise it speaks of the likely answers only, and may fall below 0.
+    It is the last work of the student's model, which is let go: one copy is in memory at a time.
     """
-    if not answers:
-        return None
+    if t == 1 or not answers:
+        return {"kl_prev": None, "kl_first": None}
+    logps = first_answer_logps(student.writer, answers)
+    del student.writer.model
+    kl = {}
+    for s in {t - 1, 1}:  # one model where M_t is M_2
+        other = student.load(s)
+        kl[s] = divergence(logps, first_answer_logps(other, answers))
+        del other
+    return {"kl_prev": kl[t - 1], "kl_first": kl[1]}
+
+
+def first_answer_logps(writer: Writer, answers: Sequence[dict]) -> Tensor:
+    """log p(y) of the first answer to each prompt: (prompts,). `answers` are rows of an exam."""
     first = [answer for answer in answers if answer["sample"] == 0]
     prompt = writer.chat.prompt
     examples = [Example(prompt(answer["prompt"]), answer["tokens"]) for answer in first]
-    logps = response_logps(writer, examples, "log-probs")  # (answers,)
-    # the same answers, as the other model would have written them
-    other_logps = response_logps(other, examples, "log-probs")  # (answers,)
+    return response_logps(writer, examples, "log-probs")
+
+
+def divergence(logps: Tensor, other_logps: Tensor) -> float:
+    """KL(writer || other) in nats an answer: an estimate from answers that the writer wrote.
+
+    The mean of log p(y) - log p_other(y), (answers,) each. The estimate is unbiased for answers
+    drawn at temperature 1 from the whole vocabulary. Otherwise it speaks of the likely answers
+    only, and may fall below 0.
+    """
     return float((logps - other_logps).mean())

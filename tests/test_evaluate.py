@@ -28,7 +28,15 @@ from core.statistics import mean
 from evaluate import COMPARE, by_score, head_to_head, preferred
 from judge import Judging
 from measure import exam as exam_module
-from measure.exam import Student, distinct, divergence, ending, measure
+from measure.exam import (
+    Student,
+    distinct,
+    divergence,
+    divergences,
+    ending,
+    first_answer_logps,
+    measure,
+)
 from measure.truth import true_score, versus
 from model import GPT, load, save
 from sample import Writer, respond
@@ -84,13 +92,25 @@ def test_divergence(model, chat):
     expected = mean([logp(model, a) - logp(other, a) for a in answers])
     assert abs(expected) > 0.1
     writer, before = Writer(model, chat), Writer(other, chat)
-    found = divergence(writer, before, answers)
+
+    def between(one: Writer, two: Writer, rows: list[dict]) -> float:
+        return divergence(first_answer_logps(one, rows), first_answer_logps(two, rows))
+
+    found = between(writer, before, answers)
     assert found == pytest.approx(expected, abs=1e-3)
     more = [*answers, {"prompt": "Why?", "sample": 1, "tokens": [90, 91, 1]}]
-    first_samples = divergence(writer, before, more)
+    first_samples = between(writer, before, more)
     assert first_samples == found, "of several answers to a prompt, the first"
-    assert divergence(writer, writer, answers) == 0
-    assert divergence(writer, before, []) is None
+    assert between(writer, writer, answers) == 0
+
+    def load_alone(t: int) -> Writer:
+        assert not hasattr(writer, "model"), "one copy at a time"
+        return before
+
+    student = Student(writer, Sampling(4), None, "key", load_alone)
+    assert divergences(3, student, answers) == {"kl_prev": found, "kl_first": found}
+    assert set(divergences(1, student, answers).values()) == {None}
+    assert set(divergences(2, student, []).values()) == {None}
 
 
 @torch.no_grad()
@@ -106,7 +126,8 @@ def test_divergence_is_that_of_the_distributions(chat):
     candidates = respond(Writer(model, chat), ["Why?"], Sampling(1, n=1000), key="kl", label=None)
     answers = [{"prompt": c.prompt, "sample": 0, "tokens": c.tokens} for c in candidates]
     assert exact > 0.1
-    found = divergence(Writer(model, chat), Writer(other, chat), answers)
+    one, two = (first_answer_logps(Writer(m, chat), answers) for m in (model, other))
+    found = divergence(one, two)
     assert found == pytest.approx(exact, abs=0.1)
 
 

@@ -72,8 +72,9 @@ def test_parameters(tied):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("lora", [None, 16])
+@pytest.mark.parametrize(
+    "lora, recompute", [(None, False), (16, True), *([(None, True), (16, False)] if MORE else [])]
+)
 @pytest.mark.parametrize("sizes", [SMALL, LARGE] if MORE else [SMALL])
 def test_the_peak_of_training(tmp_path, monkeypatch, sizes, lora, recompute):
     """Guards against: plans that no machine keeps. A process that keeps memory takes more."""
