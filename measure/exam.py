@@ -173,9 +173,10 @@ def ending(log: Sequence[dict]) -> dict:
 
 
 def divergences(t: int, student: Student, answers: Sequence[dict]) -> dict:
-    """KL of M_t from the model before it and from M_1, estimated on the answers; None for M_1.
+    """KL of M_t from the model before it and from M_1, estimated on the answers.
 
-    It is the last work of the student's model, which is let go: one copy is in memory at a time.
+    None for M_1, and without answers. It is the last work of the student's model, which is let go:
+    one copy is in memory at a time.
     """
     if t == 1 or not answers:
         return {"kl_prev": None, "kl_first": None}

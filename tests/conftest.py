@@ -22,6 +22,8 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # models this small only wait for a second thread
 ROOT = Path(__file__).resolve().parent.parent
+# MORE=1 runs larger sizes and more processes, which takes minutes longer.
+MORE = bool(os.environ.get("MORE"))
 sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402

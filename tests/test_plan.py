@@ -7,7 +7,7 @@ import sys
 from dataclasses import replace
 
 import pytest
-from conftest import ROOT, assert_refused, command, tiny_gpt
+from conftest import MORE, ROOT, assert_refused, command, tiny_gpt
 
 import bench.plan
 from bench.plan import (
@@ -54,7 +54,6 @@ dpo(model, pairs, recipe, Objective())
 print(take_peak(), start)
 """
 EIGHT_B = bench.plan.shape_of("8B")
-MORE = bool(os.environ.get("MORE"))  # takes the larger size, too
 
 
 def config_of(sizes: dict, **changes) -> GPTConfig:

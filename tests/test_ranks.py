@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TINY, forget, tiny_gpt
+from conftest import MORE, ROOT, TINY, forget, tiny_gpt
 from fingerprint import LLAMA, make_llama, start, wait_for
 
 from core.files import read_jsonl
@@ -20,8 +20,6 @@ from model import load, save
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 QUIET = {**os.environ, "OMP_NUM_THREADS": "1"}
-# With two processes; MORE=1 runs the same with three and four, which takes minutes longer.
-MORE = bool(os.environ.get("MORE"))
 ROUNDING = 1e-3  # of weights that moved by up to 0.05: AdamW divides by small numbers
 SCORES = ("score", "digits", "chosen_score", "rejected_score")
 TEXTS = ("prompts", "responses", "verdicts", "pairs")
