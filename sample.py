@@ -22,20 +22,20 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from core.batches import micro_batches, row_length, shared_prefix
 from core.cache import KVCache
 from core.chat import Chat
 from core.cli import common_arguments, is_out_of_memory, printable, run_command
 from core.device import pick_device, pick_dtype, prepare_machine
-from core.draw import Sampling, pick, uniforms
-from core.errors import UserError
+from core.draw import Sampling, check_overflow, pick, pick_at_once, uniforms
 from core.kernels import pack
 from core.lora import merged_weights
-from core.ranks import in_shares, rank
+from core.progress import progress_bar
+from core.ranks import in_shares
 from core.records import Candidate, Completion, Example, Work
 from core.shards import whole
+from core.start import check_room
 from model import GPT, load
 
 READ_AT_ONCE = 4096  # most prompt tokens of one pass
@@ -112,7 +112,7 @@ def read_prompts_into_cache(
     if width > 0:
         padded = [rest + [0] * (width - len(rest)) for rest in rests]
         hidden = model(torch.tensor(padded, device=model.device), cache)
-    cache.lengths += torch.tensor(lengths, device=model.device)
+    cache.advance(torch.tensor(lengths, device=model.device), width)
     writer.work.read += sum(lengths)
     writer.work.pads += width * len(rests) - sum(lengths)
     return cache, hidden
@@ -143,6 +143,15 @@ class Request(NamedTuple):
     sample: int  # which of its N texts
 
 
+class Facts(NamedTuple):
+    """What a step tells the program, one entry a slot: its only wait for the device."""
+
+    at_eos: list[bool]
+    at_break: list[bool]  # after a line break: the stop rule must be asked
+    at_limit: list[bool]
+    unsure: list[bool]  # the token must be drawn again, slowly
+
+
 class Slots:
     """The texts that are being written. Each slot is a row of the cache and serves one request.
 
@@ -164,6 +173,10 @@ class Slots:
         self.texts = torch.zeros_like(self.draws, dtype=torch.long)  # (B,M) what was written
         self.is_eos = torch.zeros(writer.model.config.vocab_size, dtype=torch.bool, device=device)
         self.is_eos[writer.chat.eos_ids] = True  # (V,)
+        self.is_break = torch.zeros_like(self.is_eos)  # (V,) the stop rule is asked after these
+        if sampling.stop is not None:
+            breaks = writer.chat.newline[: len(self.is_break)]
+            self.is_break[: len(breaks)] = breaks.to(device)
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # no overflow so far
 
     def admit(
@@ -191,61 +204,72 @@ class Slots:
         for slot, request in zip(free, requests, strict=True):
             self.requests[slot] = request
 
-    def step(self) -> Tensor:
-        """Writes one token in every slot: (B,)."""
+    def free(self) -> int:
+        """How many slots are free."""
+        return self.requests.count(None)
+
+    def step(self) -> Facts:
+        """Writes one token in every slot."""
         self.writer.work.steps += len(self.requests)
-        self.writer.work.written += int(self.live.sum())
+        self.writer.work.written += len(self.requests) - self.free()
         model = self.writer.model
         hidden = model(self.inputs[:, None], self.cache)[:, -1]  # (B,1) -> (B,D)
         self.finite &= hidden.isfinite().all()
+        logits = model.logits(hidden)  # (B,V)
         # A freed slot may have used all M columns. What it writes now, nobody reads.
         columns = self.sizes.clamp(max=self.limit - 1)[:, None]  # (B,1)
         u = self.draws.gather(1, columns)[:, 0]
-        tokens = pick(model.logits(hidden), u, self.sampling)
-        self.texts.scatter_(1, columns, tokens[:, None])
-        self.cache.lengths += self.live
+        tokens, unsure = pick_at_once(logits, u, self.sampling)  # (B,) each
+        self.cache.advance(self.live, 1)
         self.sizes += self.live
+        facts = self.keep(tokens, columns, unsure & self.live)
+        if any(facts.unsure):  # rare
+            tokens = pick(logits, u, self.sampling)
+            facts = self.keep(tokens, columns, torch.zeros_like(unsure))
+        return facts
+
+    def keep(self, tokens: Tensor, columns: Tensor, unsure: Tensor) -> Facts:
+        """Puts the tokens (B,) into the texts, and into the next step."""
+        self.texts.scatter_(1, columns, tokens[:, None])
         self.inputs = tokens
-        return tokens
+        at_limit = self.sizes == self.limit
+        facts = torch.stack((self.is_eos[tokens], self.is_break[tokens], at_limit, unsure))  # (4,B)
+        return Facts(*facts.tolist())
 
     def text(self, slot: int) -> list[int]:
         return self.texts[slot, : int(self.sizes[slot])].tolist()
 
-    def ended(self, tokens: Tensor) -> Tensor:
-        """(B,) bool: slots whose token (B,) is an EOS, or whose text the stop rule accepts.
-
-        The stop rule is asked after a token with a line break. `release` ignores free slots.
-        """
-        ended = self.is_eos[tokens]
-        if self.sampling.stop is None:
-            return ended
-        # (ids + 1,) bool: a line break? The last, False, is for ids that the tokenizer lacks.
-        breaks = self.writer.chat.newline.to(tokens.device)
-        line_ends = self.live & breaks[tokens.clamp(max=len(breaks) - 1)]
-        for slot in line_ends.nonzero()[:, 0].tolist():
-            ended[slot] |= self.sampling.stop(self.writer.chat.decode(self.text(slot)))
-        return ended
-
-    def release(self, ended: Tensor) -> list[tuple[Request, Completion]]:
+    def release(self, facts: Facts) -> list[tuple[Request, Completion]]:
         """Frees the slots that ended or reached the limit, and returns what they wrote."""
-        done = self.live & (ended | (self.sizes == self.limit))
         results = []
-        slots = done.nonzero()[:, 0].tolist()
-        if slots:
+        ended = []
+        for slot, request in enumerate(self.requests):
+            if request is None:
+                continue
+            finished = facts.at_eos[slot]
+            if facts.at_break[slot]:
+                finished |= self.is_stopped(slot)
+            if finished or facts.at_limit[slot]:
+                results.append((request, Completion(self.text(slot), finished)))
+                ended.append(slot)
+        if ended:
             check_overflow(self.finite)  # once a text, not once a token
-        for slot in slots:
-            completion = Completion(self.text(slot), bool(ended[slot]))
-            results.append((self.requests[slot], completion))
+            self.live[ended] = False
+            self.cache.empty_rows(ended)  # else a free row could keep the cache long (KVCache.fit)
+        for slot in ended:
             self.requests[slot] = None
-        self.live &= ~done
-        self.cache.lengths[done] = 0  # else a free row could keep the cache long (KVCache.fit)
         return results
+
+    def is_stopped(self, slot: int) -> bool:
+        """Whether the stop rule accepts the text of a slot."""
+        return self.sampling.stop(self.writer.chat.decode(self.text(slot)))
 
     def drop_free_slots(self) -> None:
         """Removes the free rows, once no prompt waits."""
-        live = self.live.nonzero()[:, 0]
+        taken = [slot for slot, request in enumerate(self.requests) if request is not None]
+        live = torch.tensor(taken, dtype=torch.long, device=self.inputs.device)
         self.cache.keep_rows(live)
-        self.requests = [self.requests[slot] for slot in live.tolist()]
+        self.requests = [self.requests[slot] for slot in taken]
         self.live = self.live[live]
         self.inputs = self.inputs[live]
         self.sizes = self.sizes[live]
@@ -294,7 +318,8 @@ def write_all(
 ) -> list[list[Completion]]:
     """`generate` with as many slots as it is told."""
     lengths = [len(prompt) for prompt in prompts]
-    check_room(writer.model, max(lengths), sampling.max_new_tokens)
+    context = writer.model.config.max_position_embeddings
+    check_room(context, max(lengths), sampling.max_new_tokens)
     n = sampling.n
     slot_count = min(max(sampling.slots, n), n * len(prompts))
     # Prompts are read in groups of like length, sorted shortest first, so `pop` takes the longest.
@@ -305,48 +330,23 @@ def write_all(
     slots = Slots(writer, slot_count, sampling, read_shared_beginning(writer, prompts))
     completions: list[list[Completion | None]] = [[None] * n for _ in prompts]
     bar = progress_bar(label, total=n * len(prompts), unit="text")
-    while waiting or slots.live.any():
+    while waiting or slots.free() < len(slots.requests):
         # 1) free slots go to the prompts that wait
-        while waiting and n * len(waiting[-1]) <= slots.requests.count(None):
+        while waiting and n * len(waiting[-1]) <= slots.free():
             slots.admit(waiting.pop(), prompts, keys)
         # 2) every slot writes one token
-        tokens = slots.step()
+        facts = slots.step()
         if on_token is not None:
-            on_token(int(tokens[0]))
+            on_token(int(slots.inputs[0]))
         # 3) texts that ended leave their slots
-        for request, completion in slots.release(slots.ended(tokens)):
+        for request, completion in slots.release(facts):
             completions[request.prompt][request.sample] = completion
             bar.update()
         # 4) when no prompt waits, free slots are no longer computed
-        free = slots.requests.count(None)
-        if not waiting and PARTS * free >= len(slots.requests):
+        if not waiting and PARTS * slots.free() >= len(slots.requests):
             slots.drop_free_slots()
     bar.close()
     return completions
-
-
-def check_room(model: GPT, longest: int, limit: int) -> None:
-    context = model.config.max_position_embeddings
-    if longest + limit > context:
-        raise UserError(
-            f"a prompt of {longest} tokens and {limit} new ones do not fit the model's context of "
-            f"{context}; shorten the prompt or lower the limit."
-        )
-
-
-def check_overflow(finite: Tensor) -> None:
-    """Raises UserError where the model's numbers are no longer all finite."""
-    if not finite:
-        raise UserError(
-            "the model's numbers became infinite or NaN while it read or wrote, so its weights are "
-            "broken. If it was trained here, go back to the model before it and lower --dpo-lr."
-        )
-
-
-def progress_bar(label: str | None, *items, **options) -> tqdm:
-    """A bar, hidden where it has no label; with disable=None also where there is no terminal."""
-    shown = label and rank() == 0
-    return tqdm(*items, desc=label, leave=False, disable=None if shown else True, **options)
 
 
 # ---- probabilities without sampling ----

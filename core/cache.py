@@ -27,11 +27,12 @@ class Memory(NamedTuple):
 
 
 class KVCache:
-    """Keys and values of B rows. Row b holds `lengths[b]` tokens.
+    """Keys and values of B rows. Row b holds `lengths[b]` tokens, and none more than `longest`.
 
     All rows may stand behind `shared`, a cache of one row, whose tokens are kept and read once.
     The cache is an argument of the forward pass, never state of the model. Memory and attention
-    reach as far as the longest row, rounded up to CACHE_STEP.
+    reach as far as the longest row, rounded up to CACHE_STEP. `longest` is a number, so a pass
+    need not wait for the device to know its shapes, and they change once in CACHE_STEP tokens.
     """
 
     def __init__(
@@ -46,23 +47,34 @@ class KVCache:
         self.k = torch.zeros(layers, rows, groups, 0, width, device=device, dtype=dtype)
         self.v = torch.zeros(layers, rows, groups, 0, width, device=device, dtype=dtype)
         self.lengths = torch.zeros(rows, dtype=torch.long, device=device)  # (B,)
+        self.longest = 0
         self.shared = shared
-        self.start = int(shared.lengths[0]) if shared else 0  # position of a row's first own token
+        self.start = shared.longest if shared else 0  # position of a row's first own token
 
     def fit(self, more: int) -> None:
         """Makes room for `more` tokens in every row, and gives back what is no longer needed.
 
         k and v are made anew and stay contiguous, which attention needs to be fast.
         """
-        longest = int(self.lengths.max()) + more
-        size = math.ceil(longest / CACHE_STEP) * CACHE_STEP
+        size = math.ceil((self.longest + more) / CACHE_STEP) * CACHE_STEP
         if size != self.k.shape[3]:
             self.k = resize(self.k, size)
             self.v = resize(self.v, size)
 
+    def advance(self, counts: Tensor, most: int) -> None:
+        """Row b holds counts[b] more tokens (B,), of those that a pass wrote; `most` at most."""
+        self.lengths += counts
+        self.longest += most
+
+    def empty_rows(self, rows: list[int]) -> None:
+        """These rows hold nothing any more."""
+        self.lengths[rows] = 0
+        self.longest = int(self.lengths.max())
+
     def copy_rows(self, rows: Tensor, other: "KVCache", sources: Tensor) -> None:
         """Copies the rows `sources` of `other` into `rows`. One prompt can so fill many rows."""
         self.lengths[rows] = other.lengths[sources]
+        self.longest = max(self.longest, other.longest)
         self.fit(1)
         reach = min(other.k.shape[3], self.k.shape[3])
         self.k[:, rows, :, :reach] = other.k[:, sources, :, :reach]

@@ -142,13 +142,13 @@ class Chat:
 
     @cached_property
     def newline(self) -> Tensor:
-        """(V+1,) bool: the ids with a line break. Sampling asks its stop rule after these only.
+        """(V,) bool: the ids with a line break. Sampling asks its stop rule after these only.
 
-        The last entry is False. It is for ids of a model that the tokenizer lacks.
+        V is the tokenizer's vocabulary; that of the model may be another.
         """
         ids = range(self.tokenizer.get_vocab_size())
         texts = self.tokenizer.decode_batch([[i] for i in ids])
-        return torch.tensor([*("\n" in text for text in texts), False])
+        return torch.tensor(["\n" in text for text in texts])
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:

@@ -60,6 +60,11 @@ def multiplies_bf16(device: torch.device) -> bool:
     return False
 
 
+def waits_cost_nothing(device: torch.device) -> bool:
+    """Whether program and device take turns anyway. A GPU works on a queue, which would run dry."""
+    return device.type == "cpu"
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that a program could still take there; None where nobody says it."""
     if device.type == "cuda":

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.device import waits_cost_nothing
 from core.errors import UserError
 
 # The nucleus of nearly every row lies among its 32 likeliest tokens. Else 1,024, then all.
@@ -92,6 +93,23 @@ def pick(logits: Tensor, u: Tensor, sampling: Sampling) -> Tensor:
     return inverse_cdf(probs, u)
 
 
+def pick_at_once(logits: Tensor, u: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """`pick` in one shape, without a wait for the device: ids (B,), and bool (B,): not sure.
+
+    All rows look at the same number of candidates. Where the nucleus may be wider, the id is not
+    sure, and `pick` must say it.
+    """
+    sure = torch.zeros_like(u, dtype=torch.bool)
+    other = sampling.temperature == 0 or sampling.top_k is not None or sampling.top_p == 1
+    if other or waits_cost_nothing(logits.device):
+        return pick(logits, u, sampling), sure
+    probs = (logits.float() / sampling.temperature).softmax(-1)
+    size = min(NUCLEUS_LOOKS[-1], probs.shape[-1])
+    top, ids = probs.topk(size)  # (B,C), falling
+    unsure = sure if size == probs.shape[-1] else top.sum(-1) < sampling.top_p
+    return draw(top, ids, u, sampling.top_p), unsure
+
+
 def draw(top: Tensor, ids: Tensor, u: Tensor, top_p: float) -> Tensor:
     """Draws from the nucleus of candidates `ids` with falling probabilities `top` (B,C): (B,)."""
     # The mass of all that is likelier: 0 for the first candidate, which so always stays.
@@ -118,3 +136,12 @@ def pick_from_nucleus(probs: Tensor, u: Tensor, top_p: float) -> Tensor:
         token[rows[enough]] = drawn[enough]
         rows = rows[~enough]
     return token
+
+
+def check_overflow(finite: Tensor) -> None:
+    """Raises UserError where the model's numbers are no longer all finite."""
+    if not finite:
+        raise UserError(
+            "the model's numbers became infinite or NaN while it read or wrote, so its weights are "
+            "broken. If it was trained here, go back to the model before it and lower --dpo-lr."
+        )

@@ -17,8 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from tqdm import tqdm
 
 from core.files import writing
+from core.ranks import rank
 
 SECONDS = 60.0  # between two files
 SHARE = 0.05  # of the time that writing them may take
@@ -106,3 +108,9 @@ def restore_optimizer(optimizer: Optimizer, prefix: str, tensors: dict[str, Tens
             weight = weights[int(i)]
             # AdamW counts its steps on the CPU unless it is fused there
             optimizer.state[weight][key] = value.to(weight.device)
+
+
+def progress_bar(label: str | None, *items, **options) -> tqdm:
+    """A bar, hidden where it has no label; with disable=None also where there is no terminal."""
+    shown = label and rank() == 0
+    return tqdm(*items, desc=label, leave=False, disable=None if shown else True, **options)

@@ -1,4 +1,4 @@
-"""core/start.py: what a run needs, checked before it writes its first file.
+"""core/start.py: what a run needs, checked before it writes its first file; and room for a text.
 
 In: a model and settings.  Out: nothing, or a UserError. Left out on purpose: files of people, which
 are checked as they are read.
@@ -46,4 +46,13 @@ def check_context(config: Config, context: int, rubric: int) -> None:
         raise UserError(
             f"the rubric has {rubric} tokens, so with --max-verdict-tokens "
             f"{config.max_verdict_tokens} no answer fits into the model's context of {context}."
+        )
+
+
+def check_room(context: int, longest: int, limit: int) -> None:
+    """Raises UserError where a prompt and `limit` new tokens do not fit."""
+    if longest + limit > context:
+        raise UserError(
+            f"a prompt of {longest} tokens and {limit} new ones do not fit the model's context of "
+            f"{context}; shorten the prompt or lower the limit."
         )

@@ -23,11 +23,11 @@ from core.errors import UserError
 from core.files import read_ranked
 from core.recipe import Recipe
 from core.records import Example
+from core.start import check_room
 from core.statistics import bootstrap_interval
 from dpo import reference_logps
 from experiments.seeds import markdown_table
 from model import load
-from sample import check_room
 from worlds.people import best_answers, read_ift, split_off_exam
 
 
@@ -48,7 +48,7 @@ def answer_logps(
     model = load(folder, device=device)
     examples = [chat.example(row["prompt"], row["response"]) for row in rows]
     longest = max(len(example.prompt) + len(example.response) for example in examples)
-    check_room(model, longest, 0)
+    check_room(model.config.max_position_embeddings, longest, 0)
     groups: list[list[Example]] = [[example] for example in examples]
     logps = reference_logps(model, groups, Recipe())[:, 0]  # (E,)
     return logps.tolist(), [len(example.response) for example in examples]

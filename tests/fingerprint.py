@@ -81,10 +81,12 @@ def start(folder: Path, settings: str) -> subprocess.Popen:
     )
 
 
-def wait_for(process: subprocess.Popen) -> None:
-    _, errors = process.communicate()
+def wait_for(process: subprocess.Popen) -> str:
+    """What a process that went well has printed. Raises RuntimeError where it did not."""
+    out, errors = process.communicate(timeout=600)
     if process.returncode:
         raise RuntimeError(errors)
+    return out
 
 
 def hashes(run: Path) -> dict[str, str]:

@@ -167,11 +167,11 @@ def test_cached_equals_uncached(dtype):
     tokens, read = ids(3, 20), torch.tensor([5, 9, 7])
     cache = model.new_cache(3)
     model(tokens[:, :9] * (torch.arange(9) < read[:, None]), cache)  # right-padded with 0
-    cache.lengths += read
+    cache.advance(read, 9)
     for width in (1, 3, 1, 1, 2):
         at = cache.lengths[:, None] + torch.arange(width)
         hidden = model(tokens.gather(1, at), cache)
-        cache.lengths += width
+        cache.advance(torch.full((3,), width), width)
         for row in range(3):
             alone = model(tokens[row : row + 1, : int(cache.lengths[row])])[0, -width:]
             torch.testing.assert_close(hidden[row], alone, atol=2e-5, rtol=0)
@@ -193,7 +193,7 @@ def test_cache_rows_are_copied_and_dropped_by_number(model):
     read = model.new_cache(3)
     slots = model.new_cache(4)
     model(tokens, read)
-    read.lengths += 8
+    read.advance(torch.full((3,), 8), 8)
     slots.copy_rows(torch.tensor([3, 0, 1]), read, torch.tensor([2, 0, 2]))
     slots.keep_rows(torch.tensor([0, 3]))
     hidden = model(torch.tensor([[11], [12]]), slots)[:, 0]
@@ -230,7 +230,8 @@ def test_a_cache_is_no_longer_than_its_longest_row(model):
     """
     cache, step = model.new_cache(2), CACHE_STEP
     for length, size in ((step - 1, step), (step, 2 * step), (3 * step, 4 * step), (5, step)):
-        cache.lengths[:] = torch.tensor([length, 2])
+        cache.empty_rows([0, 1])
+        cache.advance(torch.tensor([length, 2]), length)
         model(ids(2, 1), cache)
         assert cache.k.shape[3] == cache.v.shape[3] == size
         assert cache.k.is_contiguous()

@@ -208,9 +208,7 @@ def test_a_split_that_does_not_fit(tmp_path):
 @pytest.fixture(scope="module", params=[4] if MORE else [2])
 def launched(request, tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("ranks")
-    process = torchrun(request.param, folder, *TINY)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    out = wait_for(torchrun(request.param, folder, *TINY))
     return folder / "runs/toy", out
 
 
@@ -284,9 +282,7 @@ def test_a_killed_process_ends_the_run_and_it_goes_on(tmp_path, finished):
         process = torchrun(2, tmp_path, *TINY)
         kill_one(process, 1 - number % 2, once=run / end)
         assert not (run / "exam/M2.jsonl").exists()  # there was something left to kill
-    process = torchrun(2, tmp_path, *TINY)
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    wait_for(torchrun(2, tmp_path, *TINY))
     assert texts_of(run) == texts_of(finished / "runs/toy")
     assert distance(run / "M2", finished / "runs/toy/M2") < ROUNDING
 
@@ -298,9 +294,7 @@ def test_a_llama_in_parts(tmp_path, more):
     make_llama(tmp_path)
     settings = LLAMA.replace("--dropout 0.1", "--sft-lr 1e-3").replace("--iters 2", "--iters 1")
     wait_for(start(tmp_path, f"{settings} {more.replace('--split 2', '')}"))
-    process = torchrun(2, tmp_path, *f"{settings} {more} --run parts".split())
-    _, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
+    wait_for(torchrun(2, tmp_path, *f"{settings} {more} --run parts".split()))
     one, several = tmp_path / "runs/llama", tmp_path / "runs/parts"
     for name, rows in texts_of(several).items():
         theirs = texts_of(one)[name]

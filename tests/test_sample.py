@@ -11,11 +11,12 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import flat_gpt, tiny_gpt
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from core.draw import Sampling, pick, uniforms
+from core.draw import Sampling, pick, pick_at_once, uniforms
 from core.errors import UserError
 from core.records import Work
-from sample import Completion, Writer, generate, next_probs, respond, writing_copy
+from sample import Completion, Slots, Writer, generate, next_probs, respond, writing_copy
 
 DRAW = Sampling(24, temperature=1.0, top_p=0.9)
 GREEDY = Sampling(24, temperature=0)
@@ -386,7 +387,81 @@ def test_next_probs_of_short_and_equal_prompts(model, chat):
     assert next_probs(writer, [], [3, 4], slots=2) == []
 
 
+# ---- waits for the device ----
+
+
+class Waits(TorchDispatchMode):
+    """Counts the calls that need a number of the device before the program can go on."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        masks = [x for x in args[1] if x is not None] if name.startswith("index") else []
+        by_mask = any(isinstance(x, torch.Tensor) and x.dtype == torch.bool for x in masks)
+        if by_mask or name in ("item", "is_nonzero", "nonzero", "masked_select"):
+            Waits.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("top_p", [0.9, 1.0])
+def test_a_step_waits_once_for_the_device(monkeypatch, chat, top_p):
+    """Guards against: a GPU that stands still while the program asks for lengths and candidates.
+
+    It would wait for numbers several times a token.
+    """
+    steps, shapes, to_list = [], [], torch.Tensor.tolist
+    monkeypatch.setattr("core.draw.waits_cost_nothing", lambda device: False)
+    monkeypatch.setattr(Waits, "count", 0)
+
+    def counted_list(tensor):
+        Waits.count += 1
+        return to_list(tensor)
+
+    def counted_step(slots):
+        before = Waits.count
+        facts = step(slots)
+        steps.append(Waits.count - before)
+        shapes.append((len(slots.requests), slots.cache.k.shape[3]))
+        return facts
+
+    step = Slots.step
+    monkeypatch.setattr(Slots, "step", counted_step)
+    monkeypatch.setattr(torch.Tensor, "tolist", counted_list)
+    chat.eos_ids = list(range(10))
+    sampling = Sampling(100, top_p=top_p, slots=8, stop=lambda text: text.endswith("x\n"))
+    with Waits():
+        found = write(tiny_gpt(), chat, ragged(40), sampling)
+    assert steps == [1] * len(steps) and len(steps) > 100
+    # a text that ends costs a few more
+    assert Waits.count < len(steps) + 6 * len(found)
+    assert len(set(shapes)) < 20  # few, so that each could be a graph of its own
+
+
+def test_a_wide_nucleus_is_drawn_again(monkeypatch, chat):
+    """Guards against: a nucleus cut at what one look holds, where waits cost something."""
+    model = flat_gpt({40 + i: 1.0 for i in range(100)})
+    expected = write(model, chat, [[7], [8]], Sampling(20, top_p=0.9, n=8))
+    monkeypatch.setattr("core.draw.waits_cost_nothing", lambda device: False)
+    monkeypatch.setattr("core.draw.NUCLEUS_LOOKS", (4, 30))
+    assert write(model, chat, [[7], [8]], Sampling(20, top_p=0.9, n=8)) == expected
+    assert len({t for group in expected for c in group for t in c.tokens}) > 60
+
+
 # ---- distributions ----
+
+
+def pick_both_ways(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """`pick`, after a look at what `pick_at_once` says where waits cost something, as on a GPU."""
+    tokens = pick(logits, u, sampling)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("core.draw.waits_cost_nothing", lambda device: False)
+        at_once, unsure = pick_at_once(logits, u, sampling)
+    assert torch.equal(at_once[~unsure], tokens[~unsure])
+    if sampling.top_p < 1:  # a row that is sure has its whole nucleus among the candidates
+        mass = logits.softmax(-1).topk(min(1024, logits.shape[-1])).values.sum(-1)
+        assert (mass[~unsure] > sampling.top_p - 1e-5).all()
+    return tokens
 
 
 def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> torch.Tensor:
@@ -395,7 +470,7 @@ def shares(probs: list[float], sampling: Sampling, *, draws: int = 20_000) -> to
     It is exact to one draw, so nothing here is left to luck.
     """
     u = (torch.arange(draws) + 0.5) / draws
-    tokens = pick(torch.tensor(probs).log().expand(draws, -1), u, sampling)
+    tokens = pick_both_ways(torch.tensor(probs).log().expand(draws, -1), u, sampling)
     return torch.bincount(tokens, minlength=len(probs)) / draws
 
 
@@ -454,7 +529,7 @@ def test_nucleus_wider_than_every_look():
     middle = torch.full((V,), -20.0).index_fill(0, torch.arange(100, 300), 9.0).expand(draws, -1)
     u = ((torch.arange(draws) + 0.5) / draws).repeat_interleave(3)
     logits = torch.stack((wide, narrow, middle), 1).flatten(0, 1)
-    tokens = pick(logits, u, Sampling(1, top_p=0.9)).view(draws, 3)
+    tokens = pick_both_ways(logits, u, Sampling(1, top_p=0.9)).view(draws, 3)
     probs = wide[0].double().softmax(-1)
     size = int((probs.cumsum(-1) - probs < 0.9).sum())
     assert set(tokens[:, 0].tolist()) == set(range(size)) and 2600 < size < 2750
@@ -469,7 +544,7 @@ def test_wide_and_narrow_rows_together():
     wide, narrow, draws = torch.zeros(100), torch.full((100,), -9.0), 3000
     narrow[70] = 9.0
     logits = torch.stack([wide, narrow] * draws)
-    tokens = pick(logits, uniforms(["k"], 2 * draws)[0], Sampling(1, top_p=0.5))
+    tokens = pick_both_ways(logits, uniforms(["k"], 2 * draws)[0], Sampling(1, top_p=0.5))
     assert (tokens[1::2] == 70).all()
     assert len(tokens[0::2].unique()) == 50
 
