@@ -12,7 +12,7 @@ from test_checked import examples_of
 
 from core.chat import Chat
 from core.files import read_jsonl, write_jsonl
-from experiments import checked
+from experiments import checked, judge_curve
 from model import save
 from worlds.checked import check_answer, checked_truth
 from worlds.world import Exam
@@ -178,3 +178,49 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     assert cells(table, "random pairs")[1] == "1"
     monkeypatch.setattr(checked, "make_run", None)  # the second time nothing is made
     checked.main()
+
+
+# ---- experiments/judge_curve.py ----
+
+
+def test_order_within_a_kind():
+    """Guards against: pairs of different kinds, ties counted as right, a rate of the wrong sign."""
+    answers = [
+        {"kind": "a", "kept": True, "yes": 0.3},
+        {"kind": "a", "kept": False, "yes": 0.2},
+        {"kind": "b", "kept": True, "yes": 0.9},
+        {"kind": "b", "kept": False, "yes": 0.9},
+        {"kind": "b", "kept": False, "yes": 0.95},
+        {"kind": "c", "kept": True, "yes": 0.1},
+    ]
+    assert judge_curve.in_order(answers) == (1 + 0.5 + 0) / 3
+    assert judge_curve.in_order(answers[-1:]) is None
+    low, high = judge_curve.interval_of_order(answers * 10)
+    assert 0.3 < low < 0.5 < high < 0.7
+
+
+def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
+    """The whole command on a tiny model, which it changes, and which goes on where it stopped."""
+    chat = Chat(checkpoint)
+    ids = {i: 5.0 for word in ("yes", "no") for i in chat.response(word)}
+    save(leaning_gpt(ids, model_type="llama", max_position_embeddings=2048), checkpoint)
+    write_jsonl(Path("ift.jsonl"), examples_of(60))
+    few = judge_curve.FEW_KINDS
+    rows = [judge_curve.Row(0, kinds=few), judge_curve.Row(40, rate=3e-3, kinds=few)]
+    monkeypatch.setattr(judge_curve, "DOCS", Path())
+    monkeypatch.setattr(judge_curve, "HELD_OUT", 80)
+    words = ["judge_curve.py", "--model", str(checkpoint), "--ift", "ift.jsonl"]
+    for known in (1, 2):
+        monkeypatch.setattr(judge_curve, "ROWS", rows[:known])
+        monkeypatch.setattr(sys, "argv", words)
+        judge_curve.main()
+    record = read_jsonl(judge_curve.RECORD)
+    assert [row["row"] for row in record] == [row.name() for row in rows]
+    assert all(len(row["answers"]) == 80 for row in record)
+    untaught, taught = (row["answers"] for row in record)
+    for one, other in zip(untaught, taught, strict=True):
+        assert (one["kind"], one["kept"]) == (other["kind"], other["kept"])
+        assert one["kind"] in judge_curve.FEW and abs(one["yes"] - other["yes"]) > 1e-3
+    assert sum(answer["kept"] for answer in taught) == 40
+    assert Path("judge-curve.md").read_text().count("\n| ") == 3
+    assert capsys.readouterr().out.count("\n40 x 1, rate 0.003, 6 kinds\n") == 1

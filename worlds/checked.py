@@ -140,7 +140,9 @@ def seed_answers(examples: Sequence[dict], count: int, rng: Random) -> list[dict
     return rows
 
 
-def seed_verdicts(examples: Sequence[dict], count: int, rng: Random) -> list[dict]:
+def seed_verdicts(
+    examples: Sequence[dict], count: int, rng: Random, kinds: Sequence[Kind] = SEEN
+) -> list[dict]:
     """`count` judge examples: {"prompt": a requirement, "response", "verdict": yes or no}.
 
     QUESTIONS of them stand together and ask about one text. Yes and no are as common in each kind.
@@ -149,9 +151,9 @@ def seed_verdicts(examples: Sequence[dict], count: int, rng: Random) -> list[dic
     rows: list[dict] = []
     while len(rows) < count:
         # 1) a text, and what can be asked about it: first what it was edited for
-        demands = draw_demands(rng, SEEN, 3)
+        demands = draw_demands(rng, kinds, 3)
         text = edited(rng.choice(examples)["response"], demands, rng, 0.5)
-        demands += [draw_demand(rng, kind) for kind in rng.sample(SEEN, len(SEEN))]
+        demands += [draw_demand(rng, kind) for kind in rng.sample(kinds, len(kinds))]
         # 2) the first questions whose answer is not too common already
         questions: dict[str, dict] = {}  # kind -> the one question about it
         for demand in demands:
