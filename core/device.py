@@ -154,3 +154,20 @@ def glibc_call(name: str, *numbers: int) -> None:
     """Calls a function of the C library, where it has one of this name."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         getattr(ctypes.CDLL(None), name)(*numbers)
+
+
+# ---- random numbers of training (dropout) ----
+
+
+def random_states() -> dict[str, torch.Tensor]:
+    """Where torch's generators stand."""
+    states = {"random": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def restore_random_states(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["random"])
+    if "random cuda" in states:
+        torch.cuda.set_rng_state(states["random cuda"])

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
+from core.device import random_states, restore_random_states
 from core.files import writing
 from core.ranks import rank
 
@@ -52,9 +53,7 @@ class Progress:
                 weight.copy_(tensors[f"weight {name}"])
         for number, optimizer in enumerate(optimizers):
             restore_optimizer(optimizer, f"state {number} ", tensors)
-        torch.set_rng_state(tensors["random"])
-        if "random cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random cuda"])
+        restore_random_states(tensors)
         return json.loads(story["log"])
 
     def keep(
@@ -64,9 +63,7 @@ class Progress:
         started = time.monotonic()
         if started - self.written < max(SECONDS, self.cost / SHARE):
             return
-        tensors = {"random": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            tensors["random cuda"] = torch.cuda.get_rng_state()
+        tensors = random_states()
         for name, weight in trained_weights(model).items():
             tensors[f"weight {name}"] = weight.detach()
         for number, optimizer in enumerate(optimizers):
