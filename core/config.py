@@ -56,6 +56,9 @@ class Config:
     # ---- what people wrote (docs/real-model.md) ----
     # The toy brings its own. Of the files a fifth is held out for the exam.
     world: str = setting("people", "checked: requirements that a program checks", one_of=WORLDS)
+    kinds: str | None = setting(
+        None, "of requirement, for --world checked; names, separated by commas (default: all)"
+    )
     ift: str | None = setting(None, "instruction data: JSONL in one of four formats")
     oasst: str | None = setting(None, "Open Assistant trees: instruction data and ranked answers")
     lang: str = setting("en", "language taken from --oasst")

@@ -4,7 +4,7 @@
 
 In: a checkpoint and the files of people.  Out: runs/ck-ROW-sSEED; a table and a figure in
 docs/checked.md, .json and .svg; and every prompt and answer of the exam in
-runs/checked-answers.jsonl.gz.
+runs/checked-answers.jsonl.gz. --name and --page give other names, for other settings.
 All rows of a seed share M_1, and the prompts and answers of the first round. Every run, and every
 exam of a model, is a piece: what is there is not made again, and no piece starts after --minutes.
 So hours of work can be done in parts, and the table always holds what there is.
@@ -24,7 +24,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from core.config import Config, settings_of
+from core.config import parse
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.files import read_existing, read_json, read_jsonl, write_jsonl
@@ -63,27 +63,34 @@ Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
 Answers = dict[str, dict[int, Models]]  # row -> seed -> models
 
 
-def run_of(row: str, seed: int) -> Path:
+def run_of(name: str, row: str, seed: int) -> Path:
     """The run directory of a row."""
-    return Path(f"runs/ck-{row.replace(' ', '-').replace('_', '')}-s{seed}")
+    words = row.replace(" ", "-").replace("_", "")
+    return Path(f"runs/{name}-{words}-s{seed}")
 
 
 # ---- pieces of work ----
 
 
+def settings_words(args: argparse.Namespace) -> list[str]:
+    """The part of a command that all runs have in common."""
+    words = ["--world", "checked", "--model", args.model, "--ift", args.ift]
+    if args.ranked:
+        words += ["--ranked", args.ranked]
+    return [*words, *args.extra]
+
+
 def make_run(args: argparse.Namespace, row: str, seed: int, rounds: int) -> None:
     """One row on one seed, up to M_{rounds+1}. Raises SystemExit where it fails."""
     command, _, last = ROWS[row]
-    run = run_of(row, seed)
+    run = run_of(args.name, row, seed)
     # 1) what the row shares with the loop of its seed
-    inherit(run, run_of("loop", seed), last)
+    inherit(run, run_of(args.name, "loop", seed), last)
     # 2) the command, as a person would type it
-    files = ["--model", args.model, "--ift", args.ift]
-    if args.ranked:
-        files += ["--ranked", args.ranked]
-    settings = ["--world", "checked", "--run", run.name, "--seed", str(seed)]
-    command = command.replace("{M1}", str(run_of("loop", seed) / "M1"))
-    words = [*command.split(), *settings, "--iters", str(rounds), *files, *args.extra]
+    settings = ["--run", run.name, "--seed", str(seed), "--iters", str(rounds)]
+    first_model = run_of(args.name, "loop", seed) / "M1"
+    command = command.replace("{M1}", str(first_model))
+    words = [*command.split(), *settings, *settings_words(args)]
     print("$ python", *words, flush=True)
     # 3) a process of its own
     done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]])
@@ -93,7 +100,7 @@ def make_run(args: argparse.Namespace, row: str, seed: int, rounds: int) -> None
 
 def examine_more(args: argparse.Namespace, exam: Exam, row: str, seed: int, t: int) -> None:
     """The answers of M_t to the prompts of the exam that its own run left out."""
-    run = run_of(row, seed)
+    run = run_of(args.name, row, seed)
     path = run / f"exam/more-M{t}.jsonl"
     if path.exists() or not (run / f"exam/M{t}.jsonl").exists():
         return
@@ -129,7 +136,7 @@ def work(args: argparse.Namespace, exam: Exam) -> None:
             print(f"{args.minutes} minutes are over; the same command goes on.")
             return
         # 1) the run, up to its own exam of the last model
-        if not (run_of(row, seed) / f"exam/M{rounds + 1}.jsonl").exists():
+        if not (run_of(args.name, row, seed) / f"exam/M{rounds + 1}.jsonl").exists():
             make_run(args, row, seed, rounds)
         # 2) the rest of the exam
         for t in (rounds, rounds + 1):
@@ -159,7 +166,8 @@ def collect(args: argparse.Namespace) -> Answers:
         for seed in range(args.seeds):
             models = {}
             for t in MODELS:
-                source = run_of("loop" if t == 1 else row, seed)
+                owner = "loop" if t == 1 else row  # M_1 is the loop's
+                source = run_of(args.name, owner, seed)
                 more = read_existing(source / f"exam/more-M{t}.jsonl")
                 if more:
                     first = read_jsonl(source / f"exam/M{t}.jsonl")
@@ -183,6 +191,11 @@ def share_kept(groups: Sequence[Sequence[dict]]) -> list[float]:
     for group in groups:
         shares.append(mean(answer["true_score"] == 5 for answer in group))
     return shares
+
+
+def shares_of(seeds: dict[int, Models], t: int) -> list[list[float]]:
+    """`share_kept` of M_t, for each seed that has it."""
+    return [share_kept(models[t]) for models in seeds.values() if t in models]
 
 
 def gain_by_prompt(later: list[list[dict]], earlier: list[list[dict]]) -> list[float]:
@@ -219,7 +232,7 @@ def result_table(answers: Answers) -> str:
     for row, seeds in answers.items():
         cells = [row, str(len(seeds))]
         for t in MODELS:
-            of_seeds = [share_kept(models[t]) for models in seeds.values() if t in models]
+            of_seeds = shares_of(seeds, t)
             cells.append(figure_cell(of_seeds))
             if 0 < len(of_seeds) < len(seeds):
                 cells[-1] += f" [{len(of_seeds)} of {len(seeds)} seeds]"
@@ -299,7 +312,7 @@ def result_figure(answers: Answers) -> str:
         colour = COLOURS.get(row, "#999")
         points = []
         for t in MODELS:
-            of_seeds = [share_kept(models[t]) for models in seeds.values() if t in models]
+            of_seeds = shares_of(seeds, t)
             shares = [mean(values) for values in of_seeds]
             if shares:
                 y = height_of(mean(shares))
@@ -322,8 +335,8 @@ def height_of(share: float) -> float:
     return round(250 - 220 * share, 1)
 
 
-def write_results(answers: Answers, exam: Exam) -> None:
-    """checked.md, .json and .svg in docs/, and every answer in runs/."""
+def write_results(answers: Answers, exam: Exam, page: str) -> None:
+    """PAGE.md, .json and .svg in docs/, and every answer in runs/."""
     tables = [result_table(answers), against_loop(answers), kinds_table(answers, exam)]
     introduction = (
         "# The checked world: all figures\n\n"
@@ -332,10 +345,11 @@ def write_results(answers: Answers, exam: Exam) -> None:
         "[real-model.md](real-model.md#the-checked-world-measured) has the command and says what "
         "follows from it.\n\n"
     )
-    (DOCS / "checked.md").write_text(introduction + "\n\n".join(tables) + "\n")
-    (DOCS / "checked.svg").write_text(result_figure(answers))
+    place = DOCS / page
+    place.with_suffix(".md").write_text(introduction + "\n\n".join(tables) + "\n")
+    place.with_suffix(".svg").write_text(result_figure(answers))
     record: dict = defaultdict(dict)
-    with gzip.open("runs/checked-answers.jsonl.gz", "wt", encoding="utf-8") as file:
+    with gzip.open(f"runs/{page}-answers.jsonl.gz", "wt", encoding="utf-8") as file:
         for row, seeds in answers.items():
             for seed, models in seeds.items():
                 shares = {}
@@ -343,7 +357,7 @@ def write_results(answers: Answers, exam: Exam) -> None:
                     shares[f"M{t}"] = mean(share_kept(groups))
                 record[row][f"seed {seed}"] = shares
                 write_answers_of(file, models, {"row": row, "seed": seed})
-    (DOCS / "checked.json").write_text(json.dumps(record, indent=1) + "\n")
+    place.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def write_answers_of(file: TextIO, models: Models, place: dict) -> None:
@@ -363,6 +377,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. N-1 [%(default)s]")
     parser.add_argument("--minutes", type=float, default=1e9, help="start no piece after these")
     parser.add_argument("--only", help="rows, separated by ';' [all]")
+    parser.add_argument("--name", default="ck", help="runs are runs/NAME-ROW-sSEED [%(default)s]")
+    parser.add_argument("--page", default="checked", help="of figures: docs/PAGE.md [%(default)s]")
     parser.add_argument("extra", nargs="*", help="after --: more settings of train.py")
     args = parser.parse_args()
     args.rows = args.only.split(";") if args.only else list(ROWS)
@@ -370,13 +386,14 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown rows {sorted(unknown)}; the rows are {', '.join(ROWS)}")
     prepare_machine()
-    settings = settings_of("checked")
-    settings |= {"world": "checked", "ift": args.ift, "ranked": args.ranked, "exam": PROMPTS}
-    exam = open_world(Config(**settings), toy=False).exam
+    words = settings_words(args)
+    words += ["--exam", str(PROMPTS)]
+    config = parse(words, "the exam").config
+    exam = open_world(config, toy=False).exam
     work(args, exam)
     answers = collect(args)
     if answers:
-        write_results(answers, exam)
+        write_results(answers, exam, args.page)
         print(result_table(answers), against_loop(answers), sep="\n\n")
 
 

@@ -448,6 +448,30 @@ def test_unseen_kinds_are_in_the_exam_only():
     assert min(exam.values()) >= 4
 
 
+def test_a_world_of_few_kinds(tmp_path):
+    """Guards against: --kinds that training obeys and the exam does not, or new prompts.
+
+    Also against: an exam that still calls kinds unseen which it no longer asks for.
+    """
+    few = {"title", "end phrase", "no commas", "hashtag", "few words"}
+    settings = {"kinds": " end phrase,title, no commas,hashtag,few words", "eft_limit": 200}
+    world = world_of(tmp_path, examples_of(80), exam=64, seed_limit=200, **settings)
+    new = [world.finish_prompt("Say it.", f"{i}") for i in range(200)]
+    verdicts = [read_demand(row["prompt"])[0].name for row in world.eft]
+    for prompts in ([row["prompt"] for row in world.ift], new, world.exam.prompts):
+        assert {*kinds_asked(prompts)} == few
+    assert {*verdicts} == few and world.exam.unseen == []
+    assert len(verdicts) == 200
+
+
+@pytest.mark.parametrize("names", ["title", "title,title,title,title", "a,b,c,d", "", "title,,,"])
+def test_kinds_that_nobody_has(tmp_path, names):
+    with pytest.raises(UserError, match="--kinds takes at least 4 of these.*end phrase"):
+        world_of(tmp_path, examples_of(40), kinds=names)
+    with pytest.raises(UserError, match="is for --world checked"):
+        world_of(tmp_path, examples_of(40), kinds=names, world="people")
+
+
 def test_prompts_have_one_to_three_requirements():
     """Guards against: prompts of one requirement only, for which truth is all or nothing."""
     prompts = [add_requirements("Say it.", f"{i}") for i in range(400)]

@@ -39,7 +39,7 @@ def answer(number: int, response: str, finished: bool = True) -> dict:
 
 
 def write_exam(row: str, seed: int, t: int, first: list[dict], more: list[dict]) -> None:
-    folder = checked.run_of(row, seed) / "exam"
+    folder = checked.run_of("ck", row, seed) / "exam"
     write_jsonl(folder / f"M{t}.jsonl", first)
     if more:
         write_jsonl(folder / f"more-M{t}.jsonl", more)
@@ -57,7 +57,7 @@ def runs(tmp_path, monkeypatch):
         half = [answer(1, "a #b"), answer(1, "a, b")]
         write_exam("random pairs", seed, 2, [answer(0, "a b"), answer(0, "a, b")], half)
         write_exam("random pairs", seed, 3, good, [])  # a part of the exam is missing
-    return argparse.Namespace(rows=ROWS, seeds=2, minutes=60)
+    return argparse.Namespace(name="ck", rows=ROWS, seeds=2, minutes=60)
 
 
 def cells(table: str, row: str) -> list[str]:
@@ -99,7 +99,7 @@ def test_kinds(runs):
 def test_files(runs, tmp_path, monkeypatch):
     """Guards against: a table without the answers behind it."""
     monkeypatch.setattr(checked, "DOCS", tmp_path)
-    checked.write_results(checked.collect(runs), EXAM)
+    checked.write_results(checked.collect(runs), EXAM, "checked")
     record = json.loads((tmp_path / "checked.json").read_text())
     assert record["loop"]["seed 1"] == {"M1": 0.25, "M2": 1.0}
     with gzip.open("runs/checked-answers.jsonl.gz", "rt") as file:
@@ -167,7 +167,7 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr(checked, "DOCS", Path())
     monkeypatch.setattr(sys, "argv", ["checked.py", *words])
     checked.main()
-    loop, control = checked.run_of("loop", 0), checked.run_of("random pairs", 0)
+    loop, control = checked.run_of("ck", "loop", 0), checked.run_of("ck", "random pairs", 0)
     for name in ("sft.jsonl", "t1/responses.jsonl", "M1/model.safetensors"):
         assert (loop / name).read_bytes() == (control / name).read_bytes()
     assert read_jsonl(loop / "t1/verdicts.jsonl") != read_jsonl(control / "t1/verdicts.jsonl")

@@ -231,10 +231,10 @@ def test_the_whole_tree():
     at 7,010 when the checked world did: kinds of requirement, judges, controls, an experiment. It
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
     --keep-best, the attacks on the judge and what a loop costs elsewhere. Adapters, several
-    processes and models in several files came at 10,850; a step that waits once and the curve of the
-    checklist judge at 11,550.
+    processes and models in several files came at 10,850; a step that waits once, --kinds, and the
+    curve of the checklist judge, at 11,550.
     """
-    assert sum(map(lines_of, FILES)) <= 11_830
+    assert sum(map(lines_of, FILES)) <= 11_900
 
 
 def test_readme_is_short():

@@ -17,6 +17,7 @@ Left out on purpose: whether an answer serves its instruction. A program cannot 
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from random import Random
 
 from core.checklist import requirements_of, with_requirements
@@ -54,6 +55,24 @@ def draw_demands(rng: Random, kinds: Sequence[Kind], count: int) -> list[Demand]
     chosen = list(by_place.values())[:count]
     chosen.sort(key=lambda kind: PLACES.index(kind.place))
     return [draw_demand(rng, kind) for kind in chosen]
+
+
+def kinds_of(names: str | None) -> tuple[list[Kind], list[Kind]]:
+    """The kinds that training sees, and those that only the exam has.
+
+    With names, separated by commas, both see these kinds alone. Raises UserError for other names.
+    """
+    if names is None:
+        return list(SEEN), list(UNSEEN)
+    by_name = {kind.name: kind for kind in KINDS}
+    wanted = [name.strip() for name in names.split(",")]
+    unknown = [name for name in wanted if name not in by_name]
+    if unknown or len(set(wanted)) < QUESTIONS:
+        raise UserError(
+            f"--kinds takes at least {QUESTIONS} of these, separated by commas: "
+            f"{', '.join(by_name)}; not {names!r}."
+        )
+    return [kind for name, kind in by_name.items() if name in wanted], []
 
 
 def pattern(sentence: str) -> re.Pattern[str]:
@@ -111,10 +130,10 @@ def checked_truth(prompt: str, response: str) -> int | None:
 # ---- seed data ----
 
 
-def add_requirements(instruction: str, key: str) -> str:
+def add_requirements(instruction: str, key: str, kinds: Sequence[Kind] = SEEN) -> str:
     """A new prompt: an instruction with requirements that training may see, drawn by `key`."""
     rng = Random(f"requirements {key}")
-    return demanding(instruction, draw_demands(rng, SEEN, rng.choice(NUMBERS_OF_REQUIREMENTS)))
+    return demanding(instruction, draw_demands(rng, kinds, rng.choice(NUMBERS_OF_REQUIREMENTS)))
 
 
 def demanding(instruction: str, demands: Sequence[Demand]) -> str:
@@ -129,12 +148,14 @@ def edited(text: str, demands: Sequence[Demand], rng: Random, kept: float) -> st
     return text
 
 
-def seed_answers(examples: Sequence[dict], count: int, rng: Random) -> list[dict]:
+def seed_answers(
+    examples: Sequence[dict], count: int, rng: Random, kinds: Sequence[Kind] = SEEN
+) -> list[dict]:
     """`count` demonstrations of mixed quality: {"prompt", "response"}."""
     rows = []
     for _ in range(count):
         example = rng.choice(examples)
-        demands = draw_demands(rng, SEEN, rng.choice(NUMBERS_OF_REQUIREMENTS))
+        demands = draw_demands(rng, kinds, rng.choice(NUMBERS_OF_REQUIREMENTS))
         response = edited(example["response"], demands, rng, KEPT)
         rows.append({"prompt": demanding(example["prompt"], demands), "response": response})
     return rows
@@ -173,12 +194,14 @@ def seed_verdicts(
 # ---- the world ----
 
 
-def exam_prompts(instructions: Sequence[str], count: int) -> list[str]:
-    """Held-out instructions with requirements of all kinds. The same in every run."""
+def exam_prompts(
+    instructions: Sequence[str], count: int, kinds: Sequence[Kind] = KINDS
+) -> list[str]:
+    """Held-out instructions with requirements of these kinds. The same in every run."""
     rng = Random("checked exam")
     prompts = []
     for i in range(count):
-        demands = draw_demands(rng, KINDS, NUMBERS_OF_REQUIREMENTS[i % 5])
+        demands = draw_demands(rng, kinds, NUMBERS_OF_REQUIREMENTS[i % 5])
         prompts.append(demanding(instructions[i % len(instructions)], demands))
     return prompts
 
@@ -198,21 +221,21 @@ def checked_world(config: Config, ift: list[dict], eft: list[dict]) -> World:
             f"words (--ift, --ranked, --oasst); {len(examples)} for training and {len(held_out)} "
             f"for the exam were found."
         )
+    seen, unseen = kinds_of(config.kinds)
     rng = Random(f"checked {config.seed}")
-    answers = seed_answers(examples, config.seed_limit, rng)
+    answers = seed_answers(examples, config.seed_limit, rng, seen)
     eft = split_off_exam(eft)[0][: config.most_eft()]
-    verdicts = seed_verdicts(examples, config.most_eft() - len(eft), rng)
+    verdicts = seed_verdicts(examples, config.most_eft() - len(eft), rng, seen)
     prompts = prompts_of(examples)
     exam = Exam(
-        exam_prompts(prompts_of(held_out), config.exam),
+        exam_prompts(prompts_of(held_out), config.exam, seen + unseen),
         [],  # ranked answers have no requirements: judge.py --file measures them
         checked_truth,
         check_answer,
-        [kind.name for kind in UNSEEN],
+        [kind.name for kind in unseen],
     )
-    return World(
-        answers, verdicts + eft, [], prompts, exam, finish_prompt=add_requirements, notes=notes
-    )
+    finish = partial(add_requirements, kinds=seen)
+    return World(answers, verdicts + eft, [], prompts, exam, finish_prompt=finish, notes=notes)
 
 
 def is_short(example: dict) -> bool:
