@@ -429,10 +429,10 @@ def test_a_step_waits_once_for_the_device(monkeypatch, chat, top_p):
     monkeypatch.setattr(Slots, "step", counted_step)
     monkeypatch.setattr(torch.Tensor, "tolist", counted_list)
     chat.eos_ids = list(range(10))
-    sampling = Sampling(100, top_p=top_p, slots=8, stop=lambda text: text.endswith("x\n"))
+    sampling = Sampling(70, top_p=top_p, slots=4, stop=lambda text: text.endswith("x\n"))
     with Waits():
-        found = write(tiny_gpt(), chat, ragged(40), sampling)
-    assert steps == [1] * len(steps) and len(steps) > 100
+        found = write(tiny_gpt(), chat, ragged(12), sampling)
+    assert steps == [1] * len(steps) and len(steps) > 60
     # a text that ends costs a few more
     assert Waits.count < len(steps) + 6 * len(found)
     assert len(set(shapes)) < 20  # few, so that each could be a graph of its own
@@ -454,12 +454,13 @@ def test_a_wide_nucleus_is_drawn_again(monkeypatch, chat):
 def pick_both_ways(logits: torch.Tensor, u: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     """`pick`, after a look at what `pick_at_once` says where waits cost something, as on a GPU."""
     tokens = pick(logits, u, sampling)
+    some = slice(0, None, 17)  # rows, as looking at all of them takes a while
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("core.draw.waits_cost_nothing", lambda device: False)
-        at_once, unsure = pick_at_once(logits, u, sampling)
-    assert torch.equal(at_once[~unsure], tokens[~unsure])
+        at_once, unsure = pick_at_once(logits[some], u[some], sampling)
+    assert torch.equal(at_once[~unsure], tokens[some][~unsure])
     if sampling.top_p < 1:  # a row that is sure has its whole nucleus among the candidates
-        mass = logits.softmax(-1).topk(min(1024, logits.shape[-1])).values.sum(-1)
+        mass = logits[some].softmax(-1).topk(min(1024, logits.shape[-1])).values.sum(-1)
         assert (mass[~unsure] > sampling.top_p - 1e-5).all()
     return tokens
 
