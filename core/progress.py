@@ -3,6 +3,7 @@
 In: a model, its optimisers and its log, after a step.  Out: one file with all that the next step
 depends on: weights, the state of the optimisers, random numbers, and the log. A training that goes
 on from it ends with the same bytes as one that was never stopped.
+The bar that people see while a stage works is here too.
 Left out on purpose: pickles. The file is safetensors, with the log as text in its header.
 """
 

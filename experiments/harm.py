@@ -31,12 +31,17 @@ from model import load
 from worlds.people import best_answers, read_ift, split_off_exam
 
 
-def held_out_answers(ift: str, ranked: str | None) -> list[dict]:
-    """{"prompt", "response"} of people, held out; of ranked answers the best."""
+def answers_of_people(ift: str, ranked: str | None) -> list[dict]:
+    """{"prompt", "response"} of people; of ranked answers the best."""
     rows = read_ift(ift)
     if ranked:
         rows += best_answers(read_ranked(ranked))
-    _, for_exam = split_off_exam(rows)
+    return rows
+
+
+def held_out_answers(ift: str, ranked: str | None) -> list[dict]:
+    """Those that runs hold out."""
+    _, for_exam = split_off_exam(answers_of_people(ift, ranked))
     return for_exam
 
 

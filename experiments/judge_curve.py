@@ -28,19 +28,20 @@ from core.cli import run_command
 from core.config import Config, settings_of
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
-from core.files import read_existing, read_ranked, write_jsonl
+from core.files import read_existing, write_jsonl
 from core.recipe import Recipe
 from core.records import Candidate
 from core.statistics import mean
 from dpo import sft
 from experiments.ablations import DOCS
+from experiments.harm import answers_of_people
 from experiments.seeds import markdown_table
 from judge import QUESTION, Judging, judge_answers, judge_examples
 from model import load
 from sample import writing_copy
 from worlds.checked import is_short, read_demand, seed_verdicts
 from worlds.kinds import SEEN, Kind
-from worlds.people import best_answers, read_ift, split_off_exam
+from worlds.people import split_off_exam
 
 HELD_OUT = 600  # questions of the test, four to a text
 FEW = ("end phrase", "few words", "no commas", "postscript", "question", "title")
@@ -77,10 +78,7 @@ ROWS = [
 
 def texts_of_people(ift: str, ranked: str | None) -> tuple[list[dict], list[dict]]:
     """Short answers of people, for training and held out, as the checked world takes them."""
-    rows = read_ift(ift)
-    if ranked:
-        rows += best_answers(read_ranked(ranked))
-    return split_off_exam(list(filter(is_short, rows)))
+    return split_off_exam(list(filter(is_short, answers_of_people(ift, ranked))))
 
 
 def teach(args: argparse.Namespace, row: Row, examples: list[dict]) -> dict:
