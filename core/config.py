@@ -20,6 +20,8 @@ STYLES = ("auto", "verdict", "score")
 WEIGHTS = ("examples", "tokens")
 READINGS = ("sampled", "expected", "checklist", "contrast")
 WORLDS = ("people", "checked")
+# of requirement: what a small model learns to judge from a thousand questions
+FEW_KINDS = "few words,no commas,title,end phrase,postscript,question"
 Bounds = tuple[float, float]  # the least and the largest value
 COUNT = (1, 1_000_000)
 AMOUNT = (0, 1_000_000)
@@ -57,7 +59,7 @@ class Config:
     # The toy brings its own. Of the files a fifth is held out for the exam.
     world: str = setting("people", "checked: requirements that a program checks", one_of=WORLDS)
     kinds: str | None = setting(
-        None, "of requirement, for --world checked; names, separated by commas (default: all)"
+        None, "of requirement, for --world checked: all, or names and commas", checked=FEW_KINDS
     )
     ift: str | None = setting(None, "instruction data: JSONL in one of four formats")
     oasst: str | None = setting(None, "Open Assistant trees: instruction data and ranked answers")
@@ -65,9 +67,9 @@ class Config:
     eft: str | None = setting(None, 'judge data: JSONL of {"prompt", "response", "verdict"}')
     ranked: str | None = setting(None, "ranked answers: judge data; a fifth tests the judge")
     prompts: str | None = setting(None, "new prompts from this file; the model writes none")
-    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=800, within=AMOUNT)
+    seed_limit: int = setting(200, "most IFT examples", toy=2000, checked=300, within=AMOUNT)
     eft_limit: int | None = setting(
-        None, "most EFT examples (default: seed-limit)", checked=0, within=AMOUNT
+        None, "most EFT examples (default: seed-limit)", checked=1000, within=AMOUNT
     )
     exam: int = setting(
         32, "held-out prompts, and groups of ranked answers", toy=400, checked=64, within=COUNT
@@ -92,7 +94,7 @@ class Config:
     # It is M_t itself.
     rubric: str | None = setting(None, "judge prompt, a text with {prompt} and {response}")
     judge: str = setting(
-        "sampled", "how a score is read (docs/real-model.md)", checked="contrast", one_of=READINGS
+        "sampled", "how a score is read (docs/real-model.md)", checked="checklist", one_of=READINGS
     )
     k: int = setting(3, "verdicts on each answer; their mean is its reward", within=TIMES)
     judge_temperature: float = setting(0.7, "of verdicts", within=WARMTH)
@@ -114,7 +116,7 @@ class Config:
         within=(0, 1),
     )
     confident: float = setting(
-        1.0, "share of the pairs that is used: the widest gaps", checked=0.5, within=SHARE
+        1.0, "share of the pairs that is used: the widest gaps", checked=0.75, within=SHARE
     )
     beta: float = setting(0.1, "how strongly DPO holds on to M_t", toy=0.3, within=AMOUNT)
     nll: float = setting(

@@ -37,12 +37,11 @@ from worlds.open_world import open_world
 from worlds.world import Exam
 
 PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
-# row -> command, most rounds, and the last stage that it shares with the loop. {M1} is its M_1. The
-# truth is certain of every pair.
+# row -> command, most rounds, and the last stage that it shares with the loop. {M1} is its M_1.
 LOOPS = {
     "loop": ("train.py", 3, None),
     "judge stays M_1": ("experiments/variants.py fixed-judge={M1}", 3, "verdicts"),
-    "truth as judge": ("experiments/variants.py oracle-judge --confident 1", 3, "answers"),
+    "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
 }
 CONTROLS = {
     "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
@@ -57,6 +56,8 @@ PAPERS = {
     "rejected from M_1": ("experiments/variants.py temporal", 1, "verdicts"),
 }
 ROWS = LOOPS | CONTROLS | PAPERS
+# They come last in a command, so that they win. The truth is certain of every pair.
+OWN_SETTINGS = {"truth as judge": ["--confident", "1"]}
 MODELS = range(1, 5)
 COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
 Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
@@ -91,6 +92,7 @@ def make_run(args: argparse.Namespace, row: str, seed: int, rounds: int) -> None
     first_model = run_of(args.name, "loop", seed) / "M1"
     command = command.replace("{M1}", str(first_model))
     words = [*command.split(), *settings, *settings_words(args)]
+    words += OWN_SETTINGS.get(row, [])
     print("$ python", *words, flush=True)
     # 3) a process of its own
     done = subprocess.run([sys.executable, ROOT / words[0], *words[1:]])
@@ -259,10 +261,10 @@ def against_loop(answers: Answers) -> str:
     lines = []
     loop = answers.get("loop", {})
     for row, seeds in answers.items():
+        if row == "loop":
+            continue  # it is not its own control
         by_model = defaultdict(list)
-        shared = seeds.keys() & loop.keys()
-        # the loop is not its own control
-        for seed in shared if row != "loop" else ():
+        for seed in seeds.keys() & loop.keys():
             t = min(max(seeds[seed]), max(loop[seed]))
             gains = gain_by_prompt(loop[seed][t], seeds[seed][t])
             by_model[t].append(gains)

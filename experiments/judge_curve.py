@@ -25,7 +25,7 @@ import torch
 
 from core.chat import Chat
 from core.cli import run_command
-from core.config import Config, settings_of
+from core.config import FEW_KINDS, Config, settings_of
 from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.files import read_existing, write_jsonl
@@ -44,7 +44,6 @@ from worlds.kinds import SEEN, Kind
 from worlds.people import split_off_exam
 
 HELD_OUT = 600  # questions of the test, four to a text
-FEW = ("end phrase", "few words", "no commas", "postscript", "question", "title")
 RECORD = Path("runs/judge-curve.jsonl")
 
 
@@ -61,17 +60,17 @@ class Row:
         return f"{self.questions} x {self.epochs}, rate {self.rate:g}, {len(self.kinds)} kinds"
 
 
-FEW_KINDS = tuple(kind for kind in SEEN if kind.name in FEW)
+FEW = tuple(kind for kind in SEEN if kind.name in FEW_KINDS.split(","))
 ROWS = [
     Row(0),
-    Row(0, kinds=FEW_KINDS),
+    Row(0, kinds=FEW),
     Row(500),
     Row(1000),
-    Row(1000, kinds=FEW_KINDS),
+    Row(1000, kinds=FEW),
     Row(1000, rate=5e-4),
     Row(1000, epochs=2),
     Row(2000),
-    Row(2000, kinds=FEW_KINDS),
+    Row(2000, kinds=FEW),
     Row(4000),
 ]
 

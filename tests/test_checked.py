@@ -466,7 +466,7 @@ def test_a_world_of_few_kinds(tmp_path):
 
 @pytest.mark.parametrize("names", ["title", "title,title,title,title", "a,b,c,d", "", "title,,,"])
 def test_kinds_that_nobody_has(tmp_path, names):
-    with pytest.raises(UserError, match="--kinds takes at least 4 of these.*end phrase"):
+    with pytest.raises(UserError, match="--kinds takes all, or at least 4 of these.*end phrase"):
         world_of(tmp_path, examples_of(40), kinds=names)
     with pytest.raises(UserError, match="is for --world checked"):
         world_of(tmp_path, examples_of(40), kinds=names, world="people")
@@ -670,9 +670,9 @@ def test_a_run_without_the_truth(cwd, checkpoint, secret):
     write_jsonl(cwd / "ift.jsonl", examples_of(60))
     (cwd / "prompts.txt").write_text("".join(f"Speak of thing {i}.\n" for i in range(6)))
     settings = shlex.split(
-        "--world checked --ift ift.jsonl --prompts prompts.txt --n-prompts 6 --n 3 --iters 1 "
-        "--seed-limit 4 --eft-limit 16 --exam 16 --exam-n 3 --max-new-tokens 8 --temperature 1 "
-        "--replay 4 --judge checklist --json"
+        "--world checked --kinds all --ift ift.jsonl --prompts prompts.txt --n-prompts 6 --n 3 "
+        "--iters 1 --seed-limit 4 --eft-limit 16 --exam 16 --exam-n 3 --max-new-tokens 8 "
+        "--temperature 1 --replay 4 --json"
     )
     done = command("train.py", "--model", checkpoint, *settings)
     assert done.code == 0, done.err

@@ -11,6 +11,7 @@ from conftest import leaning_gpt
 from test_checked import examples_of
 
 from core.chat import Chat
+from core.config import FEW_KINDS, parse
 from core.files import read_jsonl, write_jsonl
 from experiments import checked, judge_curve
 from model import save
@@ -138,6 +139,28 @@ def test_what_is_there_is_not_made_again(runs, monkeypatch, capsys):
     assert made == [] and "the same command goes on" in capsys.readouterr().out
 
 
+def test_a_row_keeps_its_own_settings(runs, monkeypatch):
+    """Guards against: a ceiling with half of the pairs, since settings after -- came last."""
+    commands = []
+
+    def run(words: list) -> argparse.Namespace:
+        commands.append(words)
+        return argparse.Namespace(returncode=0)
+
+    monkeypatch.setattr(checked.subprocess, "run", run)
+    for name, value in {"model": "m", "ift": "i", "ranked": None}.items():
+        setattr(runs, name, value)
+    runs.extra = ["--confident", "0.75"]
+    monkeypatch.setattr(checked, "inherit", lambda *words: None)
+    checked.make_run(runs, "truth as judge", 1, 3)
+    checked.make_run(runs, "loop", 1, 3)
+    (_, program, variant, *ceiling), (_, _, *loop) = commands
+    assert program == checked.ROOT / "experiments/variants.py" and variant == "oracle-judge"
+    assert parse([*ceiling], "").config.confident == 1
+    assert parse([*loop], "").config.confident == 0.75
+    assert parse([*loop], "").config.run == "ck-loop-s1"
+
+
 def test_every_row_has_a_command():
     """Guards against: a row that fails after hours because its variant was renamed."""
     from experiments.variants import VARIANTS
@@ -158,7 +181,7 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     write_jsonl(Path("ift.jsonl"), examples_of(60))
     Path("prompts.txt").write_text("".join(f"Speak of thing {i}.\n" for i in range(18)))
     settings = "--prompts prompts.txt --n-prompts 6 --n 3 --seed-limit 4 --exam 4 --exam-n 2"
-    settings += " --max-new-tokens 8 --temperature 1"
+    settings += " --max-new-tokens 8 --temperature 1 --judge contrast --eft-limit 0"
     words = ["--model", str(checkpoint), "--ift", "ift.jsonl", "--seeds", "1"]
     words += ["--only", "loop;random pairs", "--", *settings.split()]
     monkeypatch.setattr(checked, "PROMPTS", 10)
@@ -205,7 +228,7 @@ def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
     ids = {i: 5.0 for word in ("yes", "no") for i in chat.response(word)}
     save(leaning_gpt(ids, model_type="llama", max_position_embeddings=2048), checkpoint)
     write_jsonl(Path("ift.jsonl"), examples_of(60))
-    few = judge_curve.FEW_KINDS
+    few = judge_curve.FEW
     rows = [judge_curve.Row(0, kinds=few), judge_curve.Row(40, rate=3e-3, kinds=few)]
     monkeypatch.setattr(judge_curve, "DOCS", Path())
     monkeypatch.setattr(judge_curve, "HELD_OUT", 80)
@@ -220,7 +243,7 @@ def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
     untaught, taught = (row["answers"] for row in record)
     for one, other in zip(untaught, taught, strict=True):
         assert (one["kind"], one["kept"]) == (other["kind"], other["kept"])
-        assert one["kind"] in judge_curve.FEW and abs(one["yes"] - other["yes"]) > 1e-3
+        assert one["kind"] in FEW_KINDS and abs(one["yes"] - other["yes"]) > 1e-3
     assert sum(answer["kept"] for answer in taught) == 40
     assert Path("judge-curve.md").read_text().count("\n| ") == 3
     assert capsys.readouterr().out.count("\n40 x 1, rate 0.003, 6 kinds\n") == 1

@@ -11,13 +11,18 @@ import pytest
 import torch
 from conftest import ROOT, TINY, command, tiny_gpt
 
+import sample
 from core.chat import Chat
-from core.config import Config, settings_of
+from core.checklist import instruction_of, requirements_of
+from core.config import FEW_KINDS, Config, settings_of
 from core.files import read_jsonl, write_jsonl
+from core.records import Candidate
 from experiments import ablations, harm, hole, seeds
 from experiments.variants import VARIANTS
 from judge import parse_score
 from model import load, save
+from worlds.checked import read_demand
+from worlds.kinds import KINDS
 from worlds.toy import eft_examples, toy_world
 
 
@@ -275,9 +280,35 @@ def test_what_a_loop_costs_elsewhere(cwd, checkpoint):
     save(other, cwd / "M2", source=checkpoint)
     files = ("--ift", "ift.jsonl", "--ranked", "ranked.jsonl")
     done = command("experiments/harm.py", checkpoint, "M2", *files)
-    first, second = [line.split(" | ") for line in done.out.splitlines()[-2:]]
+    assert "No held-out answer has 5 to 50 words" in done.out
+    table = [line for line in done.out.splitlines() if line.startswith("|")]
+    first, second = [line.split(" | ") for line in table[-2:]]
     assert first[1] == second[1] == str(len(found)) and first[3].startswith("+0.000")
     change = float(second[3].split()[0])
     assert change == pytest.approx(
         float(second[2].split()[0]) - sum(expected) / sum(sizes), abs=2e-3
     )
+
+
+def test_kinds_that_training_never_saw(cwd, checkpoint, monkeypatch):
+    """Guards against: kinds or instructions of training, an answer without an end that keeps."""
+    rows = [{"prompt": f"Why {i}?", "response": "It is so and so."} for i in range(60)]
+    write_jsonl(cwd / "ift.jsonl", rows)
+    found = harm.held_out_answers("ift.jsonl", None)
+    prompts = harm.prompts_of_other_kinds(found, FEW_KINDS)
+    demands = [read_demand(line) for prompt in prompts for line in requirements_of(prompt)]
+    asked = {kind.name for kind, _, _ in demands}
+    assert asked == {kind.name for kind in KINDS} - {*FEW_KINDS.split(",")}
+    assert {instruction_of(prompt) for prompt in prompts} == {row["prompt"] for row in found}
+    capitals = "Say it.\n\nRequirements:\n- Write everything in capitals."
+    both = capitals + "\n- End with a hashtag such as #topic."
+    answers = []
+    for i, prompt in enumerate((capitals, both)):
+        for j, (text, finished) in enumerate([("SO", True), ("SO #b", True), ("SO", False)]):
+            answers.append(Candidate(i, j, prompt, text, [], finished=finished))
+    for module in (harm, sample):
+        monkeypatch.setattr(module, "respond", lambda *words, **more: answers)
+    assert harm.requirements_kept(checkpoint, prompts, torch.device("cpu")) == ([1, 2], [3, 6])
+    done = command("experiments/harm.py", checkpoint, checkpoint, "--ift", "ift.jsonl")
+    last = done.out.splitlines()[-1].split(" | ")
+    assert last[1] == "2" and last[2].startswith("+0.333 (") and last[3].startswith("+0.000 (")

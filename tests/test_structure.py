@@ -232,9 +232,9 @@ def test_the_whole_tree():
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
     --keep-best, the attacks on the judge and what a loop costs elsewhere. Adapters, several
     processes and models in several files came at 10,850; a step that waits once, --kinds, and the
-    curve of the checklist judge, at 11,550.
+    curve of the checklist judge, at 11,550; kinds outside training, at 11,900.
     """
-    assert sum(map(lines_of, FILES)) <= 11_900
+    assert sum(map(lines_of, FILES)) <= 12_000
 
 
 def test_readme_is_short():

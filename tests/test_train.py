@@ -32,7 +32,7 @@ import judge
 import sample
 from core.chat import Chat
 from core.checklist import instruction_of, requirements_of
-from core.config import Config
+from core.config import FEW_KINDS, Config
 from core.device import keep_memory
 from core.files import read_json, read_jsonl, write_jsonl
 from core.rankings import judge_figures
@@ -518,7 +518,6 @@ def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     monkeypatch.setattr(judge, "judge_text", judge_text)
     (cwd / "prompts.txt").write_text("".join(f"Say something about {i}.\n" for i in range(12)))
     small = "--iters 1 --n-prompts 12 --n 4 --seed-limit 8 --eft-limit 16 --exam 6 --exam-n 2"
-    small += " --judge checklist"
     sizes = ("--max-new-tokens", 12, "--replay", 4, "--sft-lr", 1e-6, "--dpo-lr", 1e-6)
     args = ("--model", yes_or_no, "--world", "checked", *people_files(cwd), *shlex.split(small))
     done = command("train.py", *args, *sizes, "--prompts", cwd / "prompts.txt")
@@ -526,6 +525,7 @@ def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     folder = cwd / "runs/llama"
     settings = record(folder)
     wanted = {"world": "checked", "judge": "checklist", "near": 0.7, "beta": 0.1, "nll": 2.0}
+    wanted |= {"kinds": FEW_KINDS, "confident": 0.75, "n_prompts": 12}
     assert {name: settings[name] for name in wanted} == wanted
     # the world's requirements in seed data, judge data, new prompts and the exam
     eft = read_jsonl(folder / "t0/eft.jsonl")
@@ -544,7 +544,7 @@ def test_a_checked_run(cwd, yes_or_no, monkeypatch):
     assert pairs and all(0 < pair["rejected_score"] < pair["chosen_score"] < 5 for pair in pairs)
     # the truth has parts
     first, last = read_jsonl(folder / "metrics.jsonl")
-    assert first["kinds"].keys() == last["kinds"].keys()
+    assert first["kinds"].keys() == last["kinds"].keys() <= {*FEW_KINDS.split(",")}
     assert all(0 <= share <= 1 for share in last["kinds"].values())
     assert 0 <= last["true_score"] <= 5 and last["judge_parse_rate"] > 0.5
     for t in (1, 2):

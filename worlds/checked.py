@@ -60,16 +60,17 @@ def draw_demands(rng: Random, kinds: Sequence[Kind], count: int) -> list[Demand]
 def kinds_of(names: str | None) -> tuple[list[Kind], list[Kind]]:
     """The kinds that training sees, and those that only the exam has.
 
-    With names, separated by commas, both see these kinds alone. Raises UserError for other names.
+    With names, separated by commas, both see these kinds alone. "all", or no names, are those that
+    training may see. Raises UserError for other names.
     """
-    if names is None:
+    if names in (None, "all"):
         return list(SEEN), list(UNSEEN)
     by_name = {kind.name: kind for kind in KINDS}
     wanted = [name.strip() for name in names.split(",")]
     unknown = [name for name in wanted if name not in by_name]
     if unknown or len(set(wanted)) < QUESTIONS:
         raise UserError(
-            f"--kinds takes at least {QUESTIONS} of these, separated by commas: "
+            f"--kinds takes all, or at least {QUESTIONS} of these, separated by commas: "
             f"{', '.join(by_name)}; not {names!r}."
         )
     return [kind for name, kind in by_name.items() if name in wanted], []
