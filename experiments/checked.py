@@ -25,7 +25,7 @@ from typing import TextIO
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from core.config import parse
-from core.device import pick_device, prepare_machine
+from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.files import read_existing, read_json, read_jsonl, write_jsonl
 from core.statistics import crossed_interval, mean
@@ -117,7 +117,9 @@ def examine_more(args: argparse.Namespace, exam: Exam, row: str, seed: int, t: i
         n=settings["exam_n"],
         slots=settings["slots"],
     )
-    writer = load_writer(str(run / f"M{t}"), pick_device("auto"))
+    device = pick_device(settings["device"])
+    dtype = pick_dtype(settings["dtype"], device)
+    writer = load_writer(str(run / f"M{t}"), device, dtype)
     answers = respond(writer, prompts, sampling, key=f"{seed} exam more")
     # 2) rows like those of the run's exam, numbered on from them
     rows = []
