@@ -19,6 +19,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
+from operator import itemgetter
 from pathlib import Path
 from typing import TextIO
 
@@ -47,13 +48,14 @@ CONTROLS = {
     "random pairs": ("experiments/variants.py random-judge", 3, "answers"),
     "shortest": ("experiments/variants.py shortest", 3, "answers"),
     "longest": ("experiments/variants.py longest", 1, "answers"),
-    "SFT on the chosen": ("experiments/variants.py positive-only", 1, "verdicts"),
+    "SFT on the chosen": ("experiments/variants.py positive-only", 3, "verdicts"),
     "SFT on own answers": ("experiments/variants.py own-answers", 1, "answers"),
     "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
 }
 PAPERS = {
     "DICE": ("experiments/variants.py dice", 1, "answers"),
-    "rejected from M_1": ("experiments/variants.py temporal", 1, "verdicts"),
+    # its first round is the loop's, as M_1 has no past; so is that of "judge stays M_1"
+    "rejected from M_1": ("experiments/variants.py temporal", 3, "verdicts"),
 }
 ROWS = LOOPS | CONTROLS | PAPERS
 # They come last in a command, so that they win. The truth is certain of every pair.
@@ -62,6 +64,8 @@ MODELS = range(1, 5)
 COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
 Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
 Answers = dict[str, dict[int, Models]]  # row -> seed -> models
+Label = tuple[int, float, str]  # place and height in pixels, text
+LINE = 13  # pixels from one label to the next
 
 
 def run_of(name: str, row: str, seed: int) -> Path:
@@ -259,19 +263,17 @@ def last_of_all(seeds: dict[int, Models]) -> int:
 
 
 def against_loop(answers: Answers) -> str:
-    """The loop minus each control, after as many rounds as both have."""
+    """The loop minus each control, in the last model that all seeds of both have."""
     lines = []
-    loop = answers.get("loop", {})
+    loop = answers.get("loop")
     for row, seeds in answers.items():
-        if row == "loop":
+        if loop is None or row == "loop":
             continue  # it is not its own control
-        by_model = defaultdict(list)
+        t = min(last_of_all(seeds), last_of_all(loop))
+        differences = []
         for seed in seeds.keys() & loop.keys():
-            t = min(max(seeds[seed]), max(loop[seed]))
-            gains = gain_by_prompt(loop[seed][t], seeds[seed][t])
-            by_model[t].append(gains)
-        for t, differences in by_model.items():
-            lines.append([row, f"M{t}", str(len(differences)), figure_cell(differences)])
+            differences.append(gain_by_prompt(loop[seed][t], seeds[seed][t]))
+        lines.append([row, f"M{t}", str(len(differences)), figure_cell(differences)])
     return markdown_table(["the loop minus", "model", "seeds", "points"], lines)
 
 
@@ -311,22 +313,38 @@ def result_figure(answers: Answers) -> str:
         parts.append(f'<text x="8" y="{y + 4}">{tick}</text>')
     for t in MODELS:
         parts.append(f'<text x="{place_of(t) - 8}" y="270">M{t}</text>')
-    # 2) a line for each row
+    # 2) a line for each row, up to the last model that all of its seeds have
+    labels = []
     for row, seeds in answers.items():
         colour = COLOURS.get(row, "#999")
         points = []
-        for t in MODELS:
-            of_seeds = shares_of(seeds, t)
-            shares = [mean(values) for values in of_seeds]
-            if shares:
-                y = height_of(mean(shares))
-                points.append((place_of(t), y))
+        for t in range(1, last_of_all(seeds) + 1):
+            share = mean(mean(values) for values in shares_of(seeds, t))
+            points.append((place_of(t), height_of(share)))
         path = " ".join(f"{x},{y}" for x, y in points)
-        x, y = points[-1]
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        # where the line ends, its name goes
+        labels.append((*points[-1], row))
+    # 3) the names
+    for x, y, row in apart(labels):
+        colour = COLOURS.get(row, "#999")
         parts.append(f'<text x="{x + 6}" y="{y + 4}" style="fill:{colour}">{escape(row)}</text>')
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 280">'
     return head + "".join(parts) + "</svg>\n"
+
+
+def apart(labels: Sequence[Label]) -> list[Label]:
+    """Labels that end at the same model, moved down until none covers the one above it."""
+    placed: list[Label] = []
+    lowest: dict[int, float] = {}  # place -> height of the last label there
+    for x, height, text in sorted(labels, key=itemgetter(1)):
+        # below the last one there, with its own height at the least
+        y = height
+        if x in lowest:
+            y = max(height, lowest[x] + LINE)
+        lowest[x] = y
+        placed.append((x, y, text))
+    return placed
 
 
 def place_of(t: int) -> int:

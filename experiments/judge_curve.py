@@ -6,8 +6,8 @@ M_0 learns to say whether a text keeps a requirement ("yes" or "no"), from quest
 answers of people (worlds/checked.py). Then it is asked about held-out texts. Rows change one thing
 at a time: the number of questions, epochs, the rate, how many kinds of requirement.
 In: a checkpoint and the files of people.  Out: p(yes) of every question, in
-runs/judge-curve.jsonl, and a table in docs/judge-curve.md. A row that is there is not made again,
-and none starts after --minutes. No model is kept.
+runs/judge-curve.jsonl, a table in docs/judge-curve.md and a curve in docs/judge-curve.svg. A row
+that is there is not made again, and none starts after --minutes. No model is kept.
 """
 
 import argparse
@@ -164,12 +164,58 @@ def result_line(row: dict) -> list[str]:
     names = ", ".join(f"{name} {of_kinds[name]:.2f}" for name in best)
     said = mean((answer["yes"] > 0.5) == answer["kept"] for answer in answers)
     order = f"{in_order(answers):.3f} ({low:.3f} to {high:.3f})"
-    return [row["row"], order, f"{100 * said:.0f} %", names, f"{row['seconds'] / 60:.0f}"]
+    return [row["row"], order, f"{100 * said:.0f} %", names, f"{row['seconds']:.0f}"]
+
+
+def curve_figure(record: Sequence[dict]) -> str:
+    """An SVG: the share in the right order over the number of questions.
+
+    A line for each number of kinds. Rows with another rate, or more epochs, stand by themselves.
+    """
+    # 1) the grid
+    parts = ["<style>text{font:12px system-ui,sans-serif;fill:#767676}</style>"]
+    for tick in (0.5, 0.6, 0.7, 0.8, 0.9):
+        y = curve_height(tick)
+        parts.append(f'<path d="M40 {y}H460" stroke="#8884"/><text x="8" y="{y + 4}">{tick}</text>')
+    for questions in range(0, 4001, 1000):
+        parts.append(f'<text x="{curve_place(questions) - 12}" y="235">{questions}</text>')
+    # 2) the points of each line
+    lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
+    known = {row.name(): row for row in ROWS}
+    for one in record:
+        row = known[one["row"]]
+        label = f"{len(row.kinds)} kinds"
+        if row.epochs > 1:
+            label = f"{row.epochs} epochs"
+        if row.rate != Row.rate:
+            label = f"rate {row.rate:g}"
+        share = in_order(one["answers"])
+        if share is not None:
+            lines[label].append((curve_place(row.questions), curve_height(share)))
+    # 3) lines and names
+    for label, points in lines.items():
+        path = " ".join(f"{x},{y}" for x, y in points)
+        x, y = points[-1]
+        parts.append(f'<polyline points="{path}" fill="none" stroke="#2f7fd6" stroke-width="2"/>')
+        parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="#2f7fd6"/>')
+        parts.append(f'<text x="{x + 8}" y="{y + 4}">{label}</text>')
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 245">'
+    return head + "".join(parts) + "</svg>\n"
+
+
+def curve_place(questions: int) -> float:
+    """Where a number of questions stands from left to right, in pixels."""
+    return 50 + questions / 10
+
+
+def curve_height(share: float) -> float:
+    """Where a share from 0.45 to 0.9 stands from top to bottom, in pixels."""
+    return round(210 - 440 * (share - 0.45), 1)
 
 
 def write_table(record: list[dict]) -> str:
-    """docs/judge-curve.md, with every row that there is; returns the table."""
-    head = ["questions x epochs", "in the right order", "yes or no right", "best kinds", "minutes"]
+    """docs/judge-curve.md and its curve, with every row that there is; returns the table."""
+    head = ["questions x epochs", "in the right order", "yes or no right", "best kinds", "seconds"]
     table = markdown_table(head, [result_line(row) for row in record])
     introduction = (
         "# What it takes to teach the checklist\n\n"
@@ -179,7 +225,9 @@ def write_table(record: list[dict]) -> str:
         "often p(yes) is higher for a requirement that is kept than for one of its kind that is "
         "broken; 95 % intervals over questions (bootstrap).\n\n"
     )
-    (DOCS / "judge-curve.md").write_text(introduction + table + "\n")
+    picture = "![the share in the right order over the number of questions](judge-curve.svg)"
+    (DOCS / "judge-curve.md").write_text(f"{introduction}{picture}\n\n{table}\n")
+    (DOCS / "judge-curve.svg").write_text(curve_figure(record))
     return table
 
 

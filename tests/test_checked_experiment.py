@@ -203,6 +203,15 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     checked.main()
 
 
+def test_labels_do_not_cover_each_other():
+    """Guards against: two names on one spot, and a name moved without need."""
+    labels = [(180, 60.0, "b"), (180, 50.0, "a"), (420, 55.0, "c"), (180, 90.0, "d")]
+    placed = checked.apart(labels)
+    heights = {text: y for _, y, text in placed}
+    assert heights == {"a": 50.0, "b": 63.0, "c": 55.0, "d": 90.0}
+    assert sorted(text for _, _, text in placed) == ["a", "b", "c", "d"]
+
+
 # ---- experiments/judge_curve.py ----
 
 
@@ -220,6 +229,21 @@ def test_order_within_a_kind():
     assert judge_curve.in_order(answers[-1:]) is None
     low, high = judge_curve.interval_of_order(answers * 10)
     assert 0.3 < low < 0.5 < high < 0.7
+
+
+def test_the_curve():
+    """Guards against: a row on the line of other kinds, and an axis that is turned round."""
+    right = [{"kind": "a", "kept": True, "yes": 0.9}, {"kind": "a", "kept": False, "yes": 0.1}]
+    wrong = [answer | {"kept": not answer["kept"]} for answer in right]
+    record = []
+    for row, answers in (((0, 21), wrong), ((2000, 21), right), ((1000, 6), right)):
+        name = f"{row[0]} x 1, rate 0.0002, {row[1]} kinds"
+        record.append({"row": name, "answers": answers})
+    figure = judge_curve.curve_figure(record)
+    bottom, top = judge_curve.curve_height(0.0), judge_curve.curve_height(1.0)
+    assert bottom > top
+    assert f'points="50.0,{bottom} 250.0,{top}"' in figure  # 21 kinds
+    assert f'points="150.0,{top}"' in figure  # 6 kinds
 
 
 def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
@@ -246,4 +270,6 @@ def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
         assert one["kind"] in FEW_KINDS.split(",") and abs(one["yes"] - other["yes"]) > 1e-3
     assert sum(answer["kept"] for answer in taught) == 40
     assert Path("judge-curve.md").read_text().count("\n| ") == 3
+    figure = Path("judge-curve.svg").read_text()
+    assert figure.count("<circle") == 2 and ">6 kinds<" in figure and ">rate 0.003<" in figure
     assert capsys.readouterr().out.count("\n40 x 1, rate 0.003, 6 kinds\n") == 1
