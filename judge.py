@@ -41,6 +41,7 @@ from core.device import pick_device, prepare_machine
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import read_ranked, read_whole
+from core.kernels import picked_probs
 from core.rankings import figures_text, ranked_figures, text_lengths
 from core.records import Candidate, Example, Pair, rewards_by_prompt, votes_by_text
 from core.statistics import mean
@@ -265,8 +266,7 @@ def group_probs(
         hidden = writer.model(ids, **branch_view(branch, position))  # (B,T,D)
         next_branch = F.pad(branch[:, 1:], (0, 1))
         is_last = (branch > 0) & (branch != next_branch)  # (B,T) the last token of each prompt
-        probs = writer.model.logits(hidden[is_last]).float().softmax(-1)  # (Q,V)
-        return probs[:, list(wanted)]
+        return picked_probs(writer.model, hidden[is_last], wanted)
 
     writer.work.prompts += sum(map(len, groups))
     return read_groups(writer, groups, read, label)

@@ -29,7 +29,7 @@ from core.chat import Chat
 from core.cli import common_arguments, is_out_of_memory, printable, run_command
 from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, check_overflow, pick, pick_at_once, uniforms
-from core.kernels import pack
+from core.kernels import pack, picked_probs
 from core.lora import merged_weights
 from core.progress import progress_bar
 from core.ranks import in_shares
@@ -379,8 +379,7 @@ def next_probs(
         ends = cache.lengths - 1  # the shared beginning is not in the lengths, nor in the states
         last = states[torch.arange(len(batch)), ends]  # (B,T,D) -> (B,D)
         check_overflow(last.isfinite().all())
-        all_probs = writer.model.logits(last).float().softmax(-1)  # (B,V)
-        probs[batch] = all_probs[:, list(wanted)].cpu()
+        probs[batch] = picked_probs(writer.model, last, wanted).cpu()
     return probs.tolist()
 
 

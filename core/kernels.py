@@ -4,13 +4,14 @@ In: tensors and modules.  Out: the same numbers as the plain form beside each, w
 computed.
 - rms_norm: a backward pass that keeps one number a row.
 - picked_logps: log-probs of the targets, without a tensor of all logits.
+- picked_probs: p of a few tokens, in fp32 also where the model computes in bf16.
 - pack: weights laid out once for a processor's matrix product. Tests hold that each
   agrees with its plain twin. A first reading may skip this file and believe the twins.
 
 Shapes: M rows, C rows of one chunk, D hidden, V vocabulary; for attention those of model.py.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -129,6 +130,19 @@ def chunks(weight: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """The tensors, cut alike into so many rows that their logits stay within LOGITS_AT_ONCE."""
     size = max(1, LOGITS_AT_ONCE // len(weight))
     return zip(*(tensor.split(size) for tensor in tensors), strict=True)
+
+
+def picked_probs(model: nn.Module, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
+    """p(w) of the next token for each id w of `wanted`: hidden (M,D) -> (M,wanted), in fp32.
+
+    A bf16 logit has three digits, so p of many texts would tie. Those of `wanted` have all digits.
+    """
+    ids = list(wanted)
+    logits = model.logits(hidden).float()  # (M,V)
+    if hidden.dtype == torch.bfloat16:
+        rows = model.head[ids]  # (wanted,D)
+        logits[:, ids] = hidden.float() @ rows.float().T
+    return logits.softmax(-1)[:, ids]
 
 
 # ---- packed weights ----

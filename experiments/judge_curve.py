@@ -178,7 +178,7 @@ def curve_figure(record: Sequence[dict]) -> str:
         y = curve_height(tick)
         parts.append(f'<path d="M40 {y}H460" stroke="#8884"/><text x="8" y="{y + 4}">{tick}</text>')
     for questions in range(0, 4001, 1000):
-        parts.append(f'<text x="{curve_place(questions) - 12}" y="235">{questions}</text>')
+        parts.append(f'<text x="{38 + questions / 10}" y="235">{questions}</text>')
     # 2) the points of each line
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     known = {row.name(): row for row in ROWS}
@@ -191,7 +191,7 @@ def curve_figure(record: Sequence[dict]) -> str:
             label = f"rate {row.rate:g}"
         share = in_order(one["answers"])
         if share is not None:
-            lines[label].append((curve_place(row.questions), curve_height(share)))
+            lines[label].append((50 + row.questions / 10, curve_height(share)))
     # 3) lines and names
     for label, points in lines.items():
         path = " ".join(f"{x},{y}" for x, y in points)
@@ -201,11 +201,6 @@ def curve_figure(record: Sequence[dict]) -> str:
         parts.append(f'<text x="{x + 8}" y="{y + 4}">{label}</text>')
     head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 245">'
     return head + "".join(parts) + "</svg>\n"
-
-
-def curve_place(questions: int) -> float:
-    """Where a number of questions stands from left to right, in pixels."""
-    return 50 + questions / 10
 
 
 def curve_height(share: float) -> float:

@@ -17,6 +17,7 @@ from core.kernels import (
     attend_shared,
     pack,
     picked_logps,
+    picked_probs,
     plain_picked_logps,
     plain_rms_norm,
     rms_norm,
@@ -110,6 +111,32 @@ def test_picked_logps_is_its_plain_twin(monkeypatch, at_once, twin):
     torch.testing.assert_close(found[0], expected[0].float())
     for a, b in zip(found[1:], expected[1:]):
         torch.testing.assert_close(a.float(), b.float(), atol=1e-5, rtol=1e-4)
+
+
+# ---- p of a few tokens ----
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("packed", [False, True])
+def test_picked_probs_in_bf16_do_not_tie(packed):
+    """Guards against: answers that a judge cannot tell apart, as bf16 logits have three digits."""
+    model = tiny_gpt(tie_word_embeddings=False).to(torch.bfloat16)
+    model.lm_head.weight.div_(model.lm_head.weight.std() / 0.5)
+    model.lm_head.weight[[7, 3]] += 0.5  # likely ones, with large logits, as trained models have
+    wide = model.head.double()
+    hidden = draw(0, 200, model.config.hidden_size).to(torch.bfloat16)
+    wanted = [7, 3]
+    expected = (hidden.double() @ wide.T).softmax(-1)[:, wanted]
+    if packed:
+        pack(model)
+    found = picked_probs(model, hidden, wanted)
+    rounded = model.logits(hidden).float().softmax(-1)[:, wanted]
+    assert found.dtype == torch.float32
+    # up to the rounding of the other logits, which all p of a row share
+    ratio = (expected[:, 0] / expected[:, 1]).float()
+    torch.testing.assert_close(found[:, 0] / found[:, 1], ratio, rtol=1e-4, atol=0)
+    far = (rounded[:, 0] / rounded[:, 1] / ratio - 1).abs()
+    assert far.mean() > 5e-3  # what it is for
 
 
 # ---- attention ----
