@@ -20,7 +20,7 @@ from core.errors import UserError
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WAIT_FOR_FIRST = 5.0  # seconds
 # What torch says where memory is full: CUDA, and its two allocators of a CPU.
-NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory")
+NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
 
 
 def run_command(main: Callable[[], None]) -> None:

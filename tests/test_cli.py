@@ -34,6 +34,7 @@ ENDS = [
     (RuntimeError(ALLOCATOR), 2, "the memory is full; lower --slots"),
     (RuntimeError(OTHER), 2, "the memory is full; lower --slots"),
     (torch.OutOfMemoryError("CUDA out of memory. Tried"), 2, "or add --recompute"),
+    (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), 2, "or add --recompute"),
     (KeyboardInterrupt(), 130, "stopped; this goes on where it can: python train.py --run 'a b'"),
 ]
 
