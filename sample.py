@@ -27,7 +27,7 @@ from core.batches import micro_batches, row_length, shared_prefix
 from core.cache import KVCache
 from core.chat import Chat
 from core.cli import common_arguments, is_out_of_memory, printable, run_command
-from core.device import pick_device, pick_dtype, prepare_machine
+from core.device import free_cache, pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling, check_overflow, pick, pick_at_once, uniforms
 from core.kernels import pack, picked_probs
 from core.lora import merged_weights
@@ -302,6 +302,7 @@ def generate(
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error) or sampling.slots == 1 or writer.group_size > 1:
             raise
+    free_cache()
     print(f"the memory is full; {sampling.slots // 2} slots now (--slots)", file=sys.stderr)
     fewer = replace(sampling, slots=sampling.slots // 2)
     return write_all(writer, prompts, fewer, keys, label=label, on_token=on_token)

@@ -19,7 +19,7 @@ from core.errors import UserError
 # What a terminal would obey: control characters, and those that turn the direction of writing.
 OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 WAIT_FOR_FIRST = 5.0  # seconds
-# What torch says where memory is full: CUDA, and its two allocators of a CPU.
+# What torch says where memory is full: CUDA, two allocators of a CPU, and libraries of CUDA.
 NO_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "_ALLOC_FAILED")
 
 

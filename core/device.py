@@ -102,6 +102,12 @@ def entry_of(path: str, wanted: str) -> int | None:
     return None
 
 
+def free_cache() -> None:
+    """Gives back what torch keeps for later: cuBLAS takes its memory past torch."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def check_memory(needed: int, device: torch.device, what: str) -> None:
     """Raises UserError where so many bytes are not free."""
     free = free_memory(device)

@@ -4,7 +4,7 @@ In: tensors and modules.  Out: the same numbers as the plain form beside each, w
 computed.
 - rms_norm: a backward pass that keeps one number a row.
 - picked_logps: log-probs of the targets, without a tensor of all logits.
-- picked_probs: p of a few tokens, in fp32 also where the model computes in bf16.
+- picked_probs: p of a few tokens, whose logits are not rounded to bf16. It has no twin.
 - pack: weights laid out once for a processor's matrix product. Tests hold that each
   agrees with its plain twin. A first reading may skip this file and believe the twins.
 
@@ -135,7 +135,9 @@ def chunks(weight: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
 def picked_probs(model: nn.Module, hidden: Tensor, wanted: Sequence[int]) -> Tensor:
     """p(w) of the next token for each id w of `wanted`: hidden (M,D) -> (M,wanted), in fp32.
 
-    A bf16 logit has three digits, so p of many texts would tie. Those of `wanted` have all digits.
+    A bf16 logit has three digits, so many texts would tie. The logits of `wanted` are computed
+    again in fp32, from the same hidden states. The others stay rounded, and p with them, but the
+    ratio of two p of a row does not.
     """
     ids = list(wanted)
     logits = model.logits(hidden).float()  # (M,V)

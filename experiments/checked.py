@@ -25,6 +25,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.cli import run_command
 from core.config import parse
 from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
@@ -41,6 +42,7 @@ PROMPTS = 256  # of the exam; the runs themselves hold it on the first 64
 # row -> command, most rounds, and the last stage that it shares with the loop. {M1} is its M_1.
 LOOPS = {
     "loop": ("train.py", 3, None),
+    # M_1 judges the first round anyway, so its M_2 is the loop's
     "judge stays M_1": ("experiments/variants.py fixed-judge={M1}", 3, "verdicts"),
     "truth as judge": ("experiments/variants.py oracle-judge", 3, "answers"),
 }
@@ -54,7 +56,7 @@ CONTROLS = {
 }
 PAPERS = {
     "DICE": ("experiments/variants.py dice", 1, "answers"),
-    # its first round is the loop's, as M_1 has no past; so is that of "judge stays M_1"
+    # M_1 has no past, so its M_2 is the loop's
     "rejected from M_1": ("experiments/variants.py temporal", 3, "verdicts"),
 }
 ROWS = LOOPS | CONTROLS | PAPERS
@@ -64,8 +66,8 @@ MODELS = range(1, 5)
 COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
 Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
 Answers = dict[str, dict[int, Models]]  # row -> seed -> models
-Label = tuple[int, float, str]  # place and height in pixels, text
-LINE = 13  # pixels from one label to the next
+Label = tuple[int, float, str]  # x and y (downwards) in pixels, text
+LINE_HEIGHT = 13  # pixels
 
 
 def run_of(name: str, row: str, seed: int) -> Path:
@@ -244,7 +246,7 @@ def result_table(answers: Answers) -> str:
             cells.append(figure_cell(of_seeds))
             if 0 < len(of_seeds) < len(seeds):
                 cells[-1] += f" [{len(of_seeds)} of {len(seeds)} seeds]"
-        last = last_of_all(seeds)
+        last = models_of_all(seeds)[-1]
         gains = [gain_by_prompt(models[last], models[1]) for models in seeds.values()]
         cells.append(f"M{last}: {figure_cell(gains)}")
         # the mean length of the first and of the last model
@@ -256,22 +258,24 @@ def result_table(answers: Answers) -> str:
     return markdown_table(head, lines)
 
 
-def last_of_all(seeds: dict[int, Models]) -> int:
-    """The last model that every seed has."""
-    shared = set.intersection(*(set(models) for models in seeds.values()))
-    return max(shared)
+def models_of_all(seeds: dict[int, Models]) -> list[int]:
+    """The models that every seed has, in order."""
+    return sorted(set.intersection(*(set(models) for models in seeds.values())))
 
 
 def against_loop(answers: Answers) -> str:
-    """The loop minus each control, in the last model that all seeds of both have."""
+    """The loop minus each control, on the seeds that both have, in their last common model."""
     lines = []
-    loop = answers.get("loop")
+    loop = answers.get("loop", {})
     for row, seeds in answers.items():
-        if loop is None or row == "loop":
+        shared = seeds.keys() & loop.keys()
+        if row == "loop" or not shared:
             continue  # it is not its own control
-        t = min(last_of_all(seeds), last_of_all(loop))
+        # the last model that both have on all of these seeds
+        common = [seeds[seed].keys() & loop[seed].keys() for seed in shared]
+        t = max(set.intersection(*common))
         differences = []
-        for seed in seeds.keys() & loop.keys():
+        for seed in sorted(shared):
             differences.append(gain_by_prompt(loop[seed][t], seeds[seed][t]))
         lines.append([row, f"M{t}", str(len(differences)), figure_cell(differences)])
     return markdown_table(["the loop minus", "model", "seeds", "points"], lines)
@@ -281,7 +285,7 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
     """Share of the answers that keep a kind of requirement, in the first and the last model."""
     columns = {}
     for row, seeds in answers.items():
-        last = last_of_all(seeds)
+        last = models_of_all(seeds)[-1]
         for t in [1, last] if row == "loop" else [last]:
             groups = [group for models in seeds.values() for group in models[t]]
             of_seeds = [answer for group in groups for answer in group]
@@ -313,12 +317,12 @@ def result_figure(answers: Answers) -> str:
         parts.append(f'<text x="8" y="{y + 4}">{tick}</text>')
     for t in MODELS:
         parts.append(f'<text x="{place_of(t) - 8}" y="270">M{t}</text>')
-    # 2) a line for each row, up to the last model that all of its seeds have
+    # 2) a line for each row, through the models that all of its seeds have
     labels = []
     for row, seeds in answers.items():
         colour = COLOURS.get(row, "#999")
         points = []
-        for t in range(1, last_of_all(seeds) + 1):
+        for t in models_of_all(seeds):
             share = mean(mean(values) for values in shares_of(seeds, t))
             points.append((place_of(t), height_of(share)))
         path = " ".join(f"{x},{y}" for x, y in points)
@@ -336,12 +340,12 @@ def result_figure(answers: Answers) -> str:
 def apart(labels: Sequence[Label]) -> list[Label]:
     """Labels that end at the same model, moved down until none covers the one above it."""
     placed: list[Label] = []
-    lowest: dict[int, float] = {}  # place -> height of the last label there
-    for x, height, text in sorted(labels, key=itemgetter(1)):
-        # below the last one there, with its own height at the least
-        y = height
+    lowest: dict[int, float] = {}  # x -> y of the last label there
+    for x, own, text in sorted(labels, key=itemgetter(1)):
+        # at its own height, or just below the label above it
+        y = own
         if x in lowest:
-            y = max(height, lowest[x] + LINE)
+            y = max(own, lowest[x] + LINE_HEIGHT)
         lowest[x] = y
         placed.append((x, y, text))
     return placed
@@ -420,4 +424,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

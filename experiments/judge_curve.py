@@ -17,6 +17,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -170,28 +171,28 @@ def result_line(row: dict) -> list[str]:
 def curve_figure(record: Sequence[dict]) -> str:
     """An SVG: the share in the right order over the number of questions.
 
-    A line for each number of kinds. Rows with another rate, or more epochs, stand by themselves.
+    A line for each number of kinds. A row with another rate, or more epochs, stands by itself. Rows
+    that are no longer in ROWS are in the table only.
     """
     # 1) the grid
     parts = ["<style>text{font:12px system-ui,sans-serif;fill:#767676}</style>"]
-    for tick in (0.5, 0.6, 0.7, 0.8, 0.9):
+    for tick in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         y = curve_height(tick)
         parts.append(f'<path d="M40 {y}H460" stroke="#8884"/><text x="8" y="{y + 4}">{tick}</text>')
     for questions in range(0, 4001, 1000):
-        parts.append(f'<text x="{38 + questions / 10}" y="235">{questions}</text>')
+        x = curve_place(questions) - 12
+        parts.append(f'<text x="{x}" y="275">{questions}</text>')
     # 2) the points of each line
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
-    known = {row.name(): row for row in ROWS}
-    for one in record:
-        row = known[one["row"]]
+    shares = {one["row"]: in_order(one["answers"]) for one in record}
+    for row in sorted(ROWS, key=attrgetter("questions")):
+        share = shares.get(row.name())
+        if share is None:
+            continue
         label = f"{len(row.kinds)} kinds"
-        if row.epochs > 1:
-            label = f"{row.epochs} epochs"
-        if row.rate != Row.rate:
-            label = f"rate {row.rate:g}"
-        share = in_order(one["answers"])
-        if share is not None:
-            lines[label].append((50 + row.questions / 10, curve_height(share)))
+        if row.epochs > 1 or row.rate != Row.rate:
+            label = row.name()
+        lines[label].append((curve_place(row.questions), curve_height(share)))
     # 3) lines and names
     for label, points in lines.items():
         path = " ".join(f"{x},{y}" for x, y in points)
@@ -199,13 +200,18 @@ def curve_figure(record: Sequence[dict]) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="#2f7fd6" stroke-width="2"/>')
         parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="#2f7fd6"/>')
         parts.append(f'<text x="{x + 8}" y="{y + 4}">{label}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 245">'
+    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 285">'
     return head + "".join(parts) + "</svg>\n"
 
 
+def curve_place(questions: int) -> float:
+    """x of a number of questions, in pixels."""
+    return 50 + questions / 10
+
+
 def curve_height(share: float) -> float:
-    """Where a share from 0.45 to 0.9 stands from top to bottom, in pixels."""
-    return round(210 - 440 * (share - 0.45), 1)
+    """y of a share from 0.4 to 1, in pixels downwards."""
+    return round(255 - 400 * (share - 0.4), 1)
 
 
 def write_table(record: list[dict]) -> str:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import leaning_gpt
 from test_checked import examples_of
 
@@ -15,6 +16,7 @@ from core.config import FEW_KINDS, parse
 from core.files import read_jsonl, write_jsonl
 from experiments import checked, judge_curve
 from model import save
+from sample import load_writer
 from worlds.checked import check_answer, checked_truth
 from worlds.world import Exam
 
@@ -87,6 +89,28 @@ def test_a_model_that_one_seed_lacks(runs):
     table = checked.result_table(checked.collect(runs))
     assert cells(table, "loop")[4].endswith("[1 of 2 seeds]")
     assert cells(table, "loop")[6] == "M2: 75.0 (50.0 to 100.0)"
+    figure = checked.result_figure(checked.collect(runs))
+    assert f'points="{checked.place_of(1)},195.0 {checked.place_of(2)},30.0"' in figure  # no M_3
+
+
+def test_the_loop_against_rows_with_other_seeds(runs):
+    """Guards against: a seed of the loop alone that moves every comparison to an earlier model.
+
+    Also against: a model that is missing in between.
+    """
+    both = [answer(0, "a b")] * 2, [answer(1, "a #b")] * 2
+    for seed in (0, 1):
+        write_exam("loop", seed, 4, *both)
+        write_exam("random pairs", seed, 4, [answer(0, "a, b")] * 2, both[1])
+    write_exam("loop", 2, 1, *both)
+    write_exam("loop", 2, 2, *both)
+    runs.seeds = 3
+    answers = checked.collect(runs)
+    line = cells(checked.against_loop(answers), "random pairs")
+    assert line == ["random pairs", "M4", "2", "50.0 (0.0 to 100.0)"]
+    assert checked.result_figure(answers).count("<polyline") == 2
+    del answers["loop"]
+    assert "random pairs" not in checked.against_loop(answers)
 
 
 def test_kinds(runs):
@@ -181,10 +205,17 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     write_jsonl(Path("ift.jsonl"), examples_of(60))
     Path("prompts.txt").write_text("".join(f"Speak of thing {i}.\n" for i in range(18)))
     settings = "--prompts prompts.txt --n-prompts 6 --n 3 --seed-limit 4 --exam 4 --exam-n 2"
-    settings += " --max-new-tokens 8 --temperature 1 --judge contrast --eft-limit 0"
+    settings += " --max-new-tokens 8 --temperature 1 --judge contrast --eft-limit 0 --dtype bf16"
     words = ["--model", str(checkpoint), "--ift", "ift.jsonl", "--seeds", "1"]
     words += ["--only", "loop;random pairs", "--", *settings.split()]
     monkeypatch.setattr(checked, "PROMPTS", 10)
+    dtypes = []
+
+    def load_and_note(folder: str, device: torch.device, dtype: torch.dtype | None = None):
+        dtypes.append(dtype)
+        return load_writer(folder, device, dtype)
+
+    monkeypatch.setattr(checked, "load_writer", load_and_note)
     one_round = {row: (checked.ROWS[row][0], 1, checked.ROWS[row][2]) for row in ROWS}
     monkeypatch.setattr(checked, "ROWS", one_round)
     monkeypatch.setattr(checked, "DOCS", Path())
@@ -197,6 +228,7 @@ def test_a_whole_experiment(checkpoint, monkeypatch, capsys):
     rows = read_jsonl(loop / "exam/M2.jsonl") + read_jsonl(loop / "exam/more-M2.jsonl")
     assert [row["id"] for row in rows] == [i for i in range(10) for _ in range(2)]
     assert len({row["prompt"] for row in rows}) == 10
+    assert dtypes == [torch.bfloat16] * 3  # as the run; M_1 is shared
     table = capsys.readouterr().out.rpartition("| the loop minus")[0]
     assert cells(table, "random pairs")[1] == "1"
     monkeypatch.setattr(checked, "make_run", None)  # the second time nothing is made
@@ -232,18 +264,23 @@ def test_order_within_a_kind():
 
 
 def test_the_curve():
-    """Guards against: a row on the line of other kinds, and an axis that is turned round."""
+    """Guards against: a row on the line of other kinds, in the order in which it was made, or with
+    another rate; a point outside the picture; a row of long ago that ends the command.
+    """
     right = [{"kind": "a", "kept": True, "yes": 0.9}, {"kind": "a", "kept": False, "yes": 0.1}]
     wrong = [answer | {"kept": not answer["kept"]} for answer in right]
+    rows = {"2000 x 1, rate 0.0002": (21, right), "0 x 1, rate 0.0002": (21, right + wrong)}
+    rows |= {"1000 x 1, rate 0.0005": (21, right), "1000 x 1, rate 0.0002": (6, right)}
+    rows |= {"1234 x 1, rate 0.0002": (21, right)}
     record = []
-    for row, answers in (((0, 21), wrong), ((2000, 21), right), ((1000, 6), right)):
-        name = f"{row[0]} x 1, rate 0.0002, {row[1]} kinds"
-        record.append({"row": name, "answers": answers})
+    for name, (kinds, answers) in rows.items():
+        record.append({"row": f"{name}, {kinds} kinds", "answers": answers})
     figure = judge_curve.curve_figure(record)
-    bottom, top = judge_curve.curve_height(0.0), judge_curve.curve_height(1.0)
-    assert bottom > top
-    assert f'points="50.0,{bottom} 250.0,{top}"' in figure  # 21 kinds
-    assert f'points="150.0,{top}"' in figure  # 6 kinds
+    half, top = judge_curve.curve_height(0.5), judge_curve.curve_height(1.0)
+    assert 285 > half > top > 0
+    assert f'points="50.0,{half} 250.0,{top}"' in figure  # 21 kinds
+    assert figure.count(f'points="150.0,{top}"') == 2  # 6 kinds; another rate
+    assert ">1000 x 1, rate 0.0005, 21 kinds<" in figure
 
 
 def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
@@ -271,5 +308,5 @@ def test_a_judge_is_taught_and_tested(checkpoint, monkeypatch, capsys):
     assert sum(answer["kept"] for answer in taught) == 40
     assert Path("judge-curve.md").read_text().count("\n| ") == 3
     figure = Path("judge-curve.svg").read_text()
-    assert figure.count("<circle") == 2 and ">6 kinds<" in figure and ">rate 0.003<" in figure
+    assert figure.count("<circle") == 2 and ">40 x 1, rate 0.003, 6 kinds<" in figure
     assert capsys.readouterr().out.count("\n40 x 1, rate 0.003, 6 kinds\n") == 1

@@ -23,7 +23,7 @@ from core.config import READINGS
 from core.draw import Sampling
 from core.errors import UserError
 from core.files import write_jsonl
-from core.kernels import pack
+from core.kernels import pack, picked_probs
 from core.rankings import accuracy_by_kind, alike_accuracy, pair_signs
 from core.records import Candidate, Pair, most_certain
 from core.statistics import crossed_interval
@@ -294,6 +294,21 @@ def test_contrast_takes_the_tokens_that_were_drawn(chat):
     ratio = full - logp_by_hand(model, chat, "", other.tokens)
     assert rows[1]["ratio"] == pytest.approx(ratio, abs=1e-3)
     assert abs(rows[0]["ratio"] - rows[1]["ratio"]) > 0.01
+
+
+@pytest.mark.parametrize("how, module", [("checklist", "judge"), ("expected", "sample")])
+def test_no_judge_reads_rounded_logits(chat, monkeypatch, how, module):
+    """Guards against: p of a judge that picked_probs did not compute, and that tie in bf16."""
+    found = []
+
+    def note(*arguments) -> torch.Tensor:
+        found.append(picked_probs(*arguments))
+        return found[-1]
+
+    monkeypatch.setattr(f"{module}.picked_probs", note)
+    answers = written(chat)[:2]
+    rows = judged(writing_copy(yes_and_no_gpt(chat), chat, torch.bfloat16), answers, how)
+    assert len(rows) == 2 and sum(map(len, found)) >= 2
 
 
 @pytest.mark.parametrize("how", ["checklist", "contrast"])

@@ -117,12 +117,16 @@ def test_picked_logps_is_its_plain_twin(monkeypatch, at_once, twin):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
-def test_picked_probs_in_bf16_do_not_tie(packed):
-    """Guards against: answers that a judge cannot tell apart, as bf16 logits have three digits."""
-    model = tiny_gpt(tie_word_embeddings=False).to(torch.bfloat16)
-    model.lm_head.weight.div_(model.lm_head.weight.std() / 0.5)
-    model.lm_head.weight[[7, 3]] += 0.5  # likely ones, with large logits, as trained models have
+def test_picked_probs_in_bf16_do_not_tie(packed, tied):
+    """Guards against: answers that a judge cannot tell apart, as bf16 logits have three digits.
+
+    Also against: a p of the wanted tokens among themselves.
+    """
+    model = tiny_gpt(tie_word_embeddings=tied).to(torch.bfloat16)
+    model.head.div_(model.head.std() / 0.5)
+    model.head[[7, 3]] += 0.5  # likely ones, with large logits, as trained models have
     wide = model.head.double()
     hidden = draw(0, 200, model.config.hidden_size).to(torch.bfloat16)
     wanted = [7, 3]
@@ -135,6 +139,7 @@ def test_picked_probs_in_bf16_do_not_tie(packed):
     # up to the rounding of the other logits, which all p of a row share
     ratio = (expected[:, 0] / expected[:, 1]).float()
     torch.testing.assert_close(found[:, 0] / found[:, 1], ratio, rtol=1e-4, atol=0)
+    torch.testing.assert_close(found, expected.float(), rtol=0.1, atol=1e-3)
     far = (rounded[:, 0] / rounded[:, 1] / ratio - 1).abs()
     assert far.mean() > 5e-3  # what it is for
 

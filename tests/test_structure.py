@@ -232,9 +232,10 @@ def test_the_whole_tree():
     stood at 8,970 before everything that comes from outside was checked, and at 10,200 before
     --keep-best, the attacks on the judge and what a loop costs elsewhere. Adapters, several
     processes and models in several files came at 10,850; a step that waits once, --kinds, and the
-    curve of the checklist judge, at 11,550; kinds outside training, at 11,900.
+    curve of the checklist judge, at 11,550; kinds outside training, at 11,900; figures of that
+    curve and of controls with other seeds, at 12,000.
     """
-    assert sum(map(lines_of, FILES)) <= 12_000
+    assert sum(map(lines_of, FILES)) <= 12_050
 
 
 def test_readme_is_short():
