@@ -13,11 +13,12 @@ So hours of work can be done in parts, and the table always holds what there is.
 import argparse
 import gzip
 import json
+import re
 import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from operator import itemgetter
 from pathlib import Path
@@ -25,6 +26,7 @@ from typing import TextIO
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from core.checklist import instruction_of
 from core.cli import run_command
 from core.config import parse
 from core.device import pick_device, pick_dtype, prepare_machine
@@ -221,6 +223,23 @@ def mean_length(groups: Sequence[Sequence[dict]]) -> float:
     return mean(len(answer["tokens"]) for group in groups for answer in group)
 
 
+def on_topic(groups: Sequence[Sequence[dict]]) -> float:
+    """The share of answers that hold a word of their instruction, of five letters at least.
+
+    The truth asks for requirements only. This is a rough sign that an answer still says something.
+    """
+    found = []
+    for group in groups:
+        words = long_words(instruction_of(group[0]["prompt"]))
+        if words:
+            found += [bool(words & long_words(answer["response"])) for answer in group]
+    return mean(found) or 0.0
+
+
+def long_words(text: str) -> set[str]:
+    return set(re.findall(r"\w{5,}", text.lower()))
+
+
 def figure_cell(of_seeds: Sequence[list[float]]) -> str:
     """Mean, in per cent, with its 95 % interval over seeds and prompts; "-" for no seed."""
     if not of_seeds:
@@ -234,9 +253,9 @@ def figure_cell(of_seeds: Sequence[list[float]]) -> str:
 
 
 def result_table(answers: Answers) -> str:
-    """Each row: perfect answers of M_1 .. M_4, the gain since M_1, and the length.
+    """Each row: perfect answers of M_1 .. M_4, the gain since M_1, length, and answers on topic.
 
-    Gain and length are those of the last model that all of its seeds have.
+    Gain and the other two are those of the last model that all of its seeds have.
     """
     lines = []
     for row, seeds in answers.items():
@@ -249,13 +268,24 @@ def result_table(answers: Answers) -> str:
         last = models_of_all(seeds)[-1]
         gains = [gain_by_prompt(models[last], models[1]) for models in seeds.values()]
         cells.append(f"M{last}: {figure_cell(gains)}")
-        # the mean length of the first and of the last model
-        first = mean(mean_length(models[1]) for models in seeds.values())
-        final = mean(mean_length(models[last]) for models in seeds.values())
-        cells.append(f"{first:.0f} > {final:.0f}")
+        # length and topic, of the first and of the last model
+        cells.append(first_and_last(mean_length, seeds, last))
+        cells.append(first_and_last(on_topic, seeds, last, scale=100))
         lines.append(cells)
-    head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain", "tokens"]
+    head = ["", "seeds", "M1, %", "M2", "M3", "M4", "gain", "tokens", "on topic, %"]
     return markdown_table(head, lines)
+
+
+def first_and_last(
+    measure: Callable[[list[list[dict]]], float],
+    seeds: dict[int, Models],
+    last: int,
+    scale: int = 1,
+) -> str:
+    """A figure of M_1 and of the last model, each the mean over seeds."""
+    first = mean(measure(models[1]) for models in seeds.values())
+    final = mean(measure(models[last]) for models in seeds.values())
+    return f"{scale * first:.0f} > {scale * final:.0f}"
 
 
 def models_of_all(seeds: dict[int, Models]) -> list[int]:

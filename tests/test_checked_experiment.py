@@ -79,8 +79,18 @@ def test_tables(runs):
     assert cells(table, "loop")[1:5] == ["2", "25.0 (0.0 to 50.0)", "100.0 (100.0 to 100.0)", "-"]
     assert cells(table, "loop")[6] == "M2: 75.0 (50.0 to 100.0)"
     assert cells(table, "random pairs")[6].startswith("M2: 25.0 (")
+    assert cells(table, "loop")[-2:] == ["2 > 2", "0 > 0"]
     against = checked.against_loop(answers)
     assert cells(against, "random pairs") == ["random pairs", "M2", "2", "50.0 (50.0 to 50.0)"]
+
+
+def test_answers_on_topic():
+    """Guards against: words of the requirements, and short ones, taken for the subject."""
+    prompt = "Tell me about Winter rain.\n\nRequirements:\n- Use no commas."
+    texts = ["winter is cold", "commas: none", "rain, about now", "Tell me", ""]
+    groups = [[{"prompt": prompt, "response": text} for text in texts]]
+    assert checked.on_topic(groups) == 2 / 5  # the first, and "about"
+    assert checked.on_topic([[{"prompt": "Say it.", "response": "it"}]]) == 0.0  # nothing to hold
 
 
 def test_a_model_that_one_seed_lacks(runs):
