@@ -397,7 +397,8 @@ def write_results(answers: Answers, exam: Exam, page: str) -> None:
     introduction = (
         "# The checked world: all figures\n\n"
         f"{PROMPTS} held-out prompts, 4 answers each: the share of the answers that keep every "
-        "requirement, with 95 % intervals over seeds and prompts (bootstrap). "
+        "requirement, with 95 % intervals over seeds and prompts (bootstrap). On topic: answers "
+        "that hold a word of their instruction, of five letters at least. "
         "[real-model.md](real-model.md#the-checked-world-measured) has the command and says what "
         "follows from it.\n\n"
     )
