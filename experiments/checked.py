@@ -54,7 +54,7 @@ CONTROLS = {
     "longest": ("experiments/variants.py longest", 1, "answers"),
     "SFT on the chosen": ("experiments/variants.py positive-only", 3, "verdicts"),
     "SFT on own answers": ("experiments/variants.py own-answers", 1, "answers"),
-    "pairs by prompt": ("experiments/variants.py by-prompt", 1, "answers"),
+    "pairs by prompt": ("experiments/variants.py by-prompt", 3, "answers"),
 }
 PAPERS = {
     "DICE": ("experiments/variants.py dice", 1, "answers"),
