@@ -188,9 +188,10 @@ def test_shards_learn_the_same(trained, case, processes):
     moved = mean_distance(trained / "base", one)
     assert moved > 1e-3 and mean_distance(one, several) < rounding * moved
     logs = [json.loads(Path(f"{folder}.json").read_text()) for folder in (one, several)]
-    for log in logs:
-        del log[0]["accuracy"]  # nothing has moved yet, so the sign of a margin is rounding
     for mine, theirs in zip(*logs, strict=True) if not case.endswith("bf16") else ():
+        if mine["step"] == 0:  # nothing has moved yet, so the sign of a margin is rounding
+            mine.pop("accuracy", None)
+            theirs.pop("accuracy", None)
         assert theirs == pytest.approx(mine, rel=rounding, abs=rounding)
     assert (one / "adapter").exists() == (several / "adapter").exists() == ("ad" in case)
 
