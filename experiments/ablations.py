@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -177,10 +178,17 @@ def ablation_tables(runs: Runs) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-STYLE = (
-    "text{font:12px system-ui,sans-serif;fill:#767676}path{stroke-width:2}"
-    ".grid{stroke:#8884;stroke-width:1}.M1{fill:#999;stroke:#999}.last{fill:#2f7fd6;stroke:#2f7fd6}"
+TEXT = "text{font:12px system-ui,sans-serif;fill:#767676}"
+MARKS = (
+    "path{stroke-width:2}.grid{stroke:#8884;stroke-width:1}"
+    ".M1{fill:#999;stroke:#999}.last{fill:#2f7fd6;stroke:#2f7fd6}"
 )
+
+
+def svg_page(parts: Sequence[str], width: int, height: int, rules: str = "") -> str:
+    """A file of its own, with small grey text; `rules` are CSS beside that."""
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">'
+    return f"{head}<style>{TEXT}{rules}</style>{''.join(parts)}</svg>\n"
 
 
 def panel_svg(
@@ -218,14 +226,13 @@ def panel_svg(
 
 def ablation_figure(summaries: Summaries) -> str:
     """An SVG: one line a row, in two panels side by side."""
-    parts = [f"<style>{STYLE}</style>"]
+    parts = []
     for number, row in enumerate(summaries):
         y = 52 + 24 * number
         parts.append(f'<text x="196" y="{y}" text-anchor="end">{escape(row)}</text>')
     parts += panel_svg(summaries, TRUE_SCORE, left=210, low=2.5, high=5)
     parts += panel_svg(summaries, JUDGE, left=550, low=0.75, high=1)
-    size = f'viewBox="0 0 880 {60 + 24 * len(summaries)}"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>\n'
+    return svg_page(parts, 880, 60 + 24 * len(summaries), MARKS)
 
 
 def write_ablations(runs: Runs, folder: Path) -> None:

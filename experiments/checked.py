@@ -18,7 +18,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from operator import itemgetter
 from pathlib import Path
@@ -33,7 +33,7 @@ from core.device import pick_device, pick_dtype, prepare_machine
 from core.draw import Sampling
 from core.files import read_existing, read_json, read_jsonl, write_jsonl
 from core.statistics import crossed_interval, mean
-from experiments.ablations import DOCS, inherit
+from experiments.ablations import DOCS, inherit, svg_page
 from experiments.seeds import ROOT, markdown_table
 from measure.truth import share_by_kind, true_score
 from sample import load_writer, respond
@@ -66,7 +66,8 @@ ROWS = LOOPS | CONTROLS | PAPERS
 OWN_SETTINGS = {"truth as judge": ["--confident", "1"]}
 MODELS = range(1, 5)
 COLOURS = {"loop": "#2f7fd6", "truth as judge": "#d6822f"}
-Models = dict[int, list[list[dict]]]  # t -> prompt -> answers
+Groups = list[list[dict]]  # prompt -> answers
+Models = dict[int, Groups]  # t -> prompt -> answers
 Answers = dict[str, dict[int, Models]]  # row -> seed -> models
 Label = tuple[int, float, str]  # x and y (downwards) in pixels, text
 LINE_HEIGHT = 13  # pixels
@@ -189,7 +190,7 @@ def collect(args: argparse.Namespace) -> Answers:
     return answers
 
 
-def grouped(rows: Sequence[dict]) -> list[list[dict]]:
+def grouped(rows: Sequence[dict]) -> Groups:
     """The answers to each prompt, together."""
     groups: dict[int, list[dict]] = defaultdict(list)
     for row in rows:
@@ -210,7 +211,7 @@ def shares_of(seeds: dict[int, Models], t: int) -> list[list[float]]:
     return [share_kept(models[t]) for models in seeds.values() if t in models]
 
 
-def gain_by_prompt(later: list[list[dict]], earlier: list[list[dict]]) -> list[float]:
+def gain_by_prompt(later: Groups, earlier: Groups) -> list[float]:
     """How much larger the share of each prompt is in the first of two models."""
     gains = []
     for after, before in zip(share_kept(later), share_kept(earlier), strict=True):
@@ -277,10 +278,7 @@ def result_table(answers: Answers) -> str:
 
 
 def first_and_last(
-    measure: Callable[[list[list[dict]]], float],
-    seeds: dict[int, Models],
-    last: int,
-    scale: int = 1,
+    measure: Callable[[Groups], float], seeds: dict[int, Models], last: int, scale: int = 1
 ) -> str:
     """A figure of M_1 and of the last model, each the mean over seeds."""
     first = mean(measure(models[1]) for models in seeds.values())
@@ -288,7 +286,7 @@ def first_and_last(
     return f"{scale * first:.0f} > {scale * final:.0f}"
 
 
-def models_of_all(seeds: dict[int, Models]) -> list[int]:
+def models_of_all(seeds: Mapping[int, Iterable[int]]) -> list[int]:
     """The models that every seed has, in order."""
     return sorted(set.intersection(*(set(models) for models in seeds.values())))
 
@@ -301,9 +299,8 @@ def against_loop(answers: Answers) -> str:
         shared = seeds.keys() & loop.keys()
         if row == "loop" or not shared:
             continue  # it is not its own control
-        # the last model that both have on all of these seeds
-        common = [seeds[seed].keys() & loop[seed].keys() for seed in shared]
-        t = max(set.intersection(*common))
+        common = {seed: seeds[seed].keys() & loop[seed].keys() for seed in shared}
+        t = models_of_all(common)[-1]
         differences = []
         for seed in sorted(shared):
             differences.append(gain_by_prompt(loop[seed][t], seeds[seed][t]))
@@ -339,7 +336,7 @@ def kinds_table(answers: Answers, exam: Exam) -> str:
 
 def result_figure(answers: Answers) -> str:
     """An SVG: perfect answers over the models, the loop in colour and the controls in grey."""
-    parts = ["<style>text{font:12px system-ui,sans-serif;fill:#767676}</style>"]
+    parts = []
     # 1) the grid
     for tick in range(0, 101, 20):
         y = height_of(tick / 100)
@@ -357,14 +354,12 @@ def result_figure(answers: Answers) -> str:
             points.append((place_of(t), height_of(share)))
         path = " ".join(f"{x},{y}" for x, y in points)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        # where the line ends, its name goes
         labels.append((*points[-1], row))
-    # 3) the names
+    # 3) the names, where the lines end
     for x, y, row in apart(labels):
         colour = COLOURS.get(row, "#999")
         parts.append(f'<text x="{x + 6}" y="{y + 4}" style="fill:{colour}">{escape(row)}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 280">'
-    return head + "".join(parts) + "</svg>\n"
+    return svg_page(parts, 560, 280)
 
 
 def apart(labels: Sequence[Label]) -> list[Label]:

@@ -34,7 +34,7 @@ from core.recipe import Recipe
 from core.records import Candidate
 from core.statistics import mean
 from dpo import sft
-from experiments.ablations import DOCS
+from experiments.ablations import DOCS, svg_page
 from experiments.harm import answers_of_people
 from experiments.seeds import markdown_table
 from judge import QUESTION, Judging, judge_answers, judge_examples
@@ -175,13 +175,12 @@ def curve_figure(record: Sequence[dict]) -> str:
     that are no longer in ROWS are in the table only.
     """
     # 1) the grid
-    parts = ["<style>text{font:12px system-ui,sans-serif;fill:#767676}</style>"]
+    parts = []
     for tick in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
         y = curve_height(tick)
         parts.append(f'<path d="M40 {y}H460" stroke="#8884"/><text x="8" y="{y + 4}">{tick}</text>')
     for questions in range(0, 4001, 1000):
-        x = curve_place(questions) - 12
-        parts.append(f'<text x="{x}" y="275">{questions}</text>')
+        parts.append(f'<text x="{curve_place(questions) - 12}" y="275">{questions}</text>')
     # 2) the points of each line
     lines: dict[str, list[tuple[float, float]]] = defaultdict(list)
     shares = {one["row"]: in_order(one["answers"]) for one in record}
@@ -200,8 +199,7 @@ def curve_figure(record: Sequence[dict]) -> str:
         parts.append(f'<polyline points="{path}" fill="none" stroke="#2f7fd6" stroke-width="2"/>')
         parts.append(f'<circle cx="{x}" cy="{y}" r="3" fill="#2f7fd6"/>')
         parts.append(f'<text x="{x + 8}" y="{y + 4}">{label}</text>')
-    head = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 540 285">'
-    return head + "".join(parts) + "</svg>\n"
+    return svg_page(parts, 540, 285)
 
 
 def curve_place(questions: int) -> float:
